@@ -1,0 +1,33 @@
+"""Any timm model, at any image size, with its pretrained weights carried over."""
+
+from timm_resize.apply import resize_
+from timm_resize.errors import (
+    CheckpointError,
+    InvalidSizeError,
+    ResizeError,
+    StalePlanError,
+    UnsupportedModelError,
+)
+from timm_resize.factory import create_model, install, uninstall
+from timm_resize.plan import Change, ResizePlan
+from timm_resize.planner import nearest_sizes, plan_resize
+from timm_resize.registry import register
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Change",
+    "CheckpointError",
+    "InvalidSizeError",
+    "ResizeError",
+    "ResizePlan",
+    "StalePlanError",
+    "UnsupportedModelError",
+    "create_model",
+    "install",
+    "nearest_sizes",
+    "plan_resize",
+    "register",
+    "resize_",
+    "uninstall",
+]

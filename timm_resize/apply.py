@@ -1,0 +1,313 @@
+"""The only file that writes to a module: compute everything, then write under an undo log."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from timm_resize.errors import ResizeError
+from timm_resize.locate import SIZE_TRAITS, find_model
+from timm_resize.plan import MISSING, Change, Rebuild, Reinitialise, ResizePlan, shape_of
+from timm_resize.planner import make_request, plan_request
+from timm_resize.resample import Resample
+
+CHAIN = "_resize_chain"
+"""Attribute of a resized model: per resampled tensor the original, where it lived, and what was written.
+
+Plain dicts, tuples and tensors, so that a resized model unpickles where this package is not installed.
+"""
+
+Writes = list[Callable[["Transaction"], None]]
+
+
+class Transaction:
+    """Writes that all happen or all do not: leaving by an exception undoes them in reverse order."""
+
+    def __init__(self) -> None:
+        """Start with an empty log."""
+        self._undo: list[Callable[[], None]] = []
+
+    def __enter__(self) -> Transaction:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            for undo in reversed(self._undo):
+                undo()
+        self._undo.clear()
+
+    def parameter(self, param: nn.Parameter, new: Tensor) -> None:
+        """Give `param` new data, possibly of another shape; a pending gradient of another shape is dropped."""
+        old, grad = param.data, param.grad
+
+        def do() -> None:
+            param.grad = None
+            _reset_accumulator(param)
+            param.data = new
+
+        def undo() -> None:
+            param.grad = None
+            _reset_accumulator(param)
+            param.data = old
+            param.grad = grad
+
+        self._log(do, undo)
+
+    def buffer(self, module: nn.Module, name: str, new: Tensor | None) -> None:
+        """Replace a buffer; one that was not there becomes non-persistent."""
+        buffers, transient = module._buffers, module._non_persistent_buffers_set
+        known, old, was_transient = name in buffers, buffers.get(name), name in transient
+
+        def do() -> None:
+            buffers[name] = new
+            if not known:
+                transient.add(name)
+
+        def undo() -> None:
+            if known:
+                buffers[name] = old
+            else:
+                buffers.pop(name, None)
+            if not was_transient:
+                transient.discard(name)
+
+        self._log(do, undo)
+
+    def attribute(self, owner: Any, name: str, new: Any) -> None:
+        """Set an attribute; `MISSING` deletes it."""
+        old = owner.__dict__.get(name, MISSING)
+        self._log(lambda: _set(owner, name, new), lambda: _set(owner, name, old))
+
+    def item(self, mapping: Any, key: Any, new: Any) -> None:
+        """Set an entry of a dict, e.g. of an optimizer's state; `MISSING` deletes it."""
+        old = mapping.get(key, MISSING)
+        self._log(lambda: _set_item(mapping, key, new), lambda: _set_item(mapping, key, old))
+
+    def _log(self, do: Callable[[], None], undo: Callable[[], None]) -> None:
+        self._undo.append(undo)  # before: a write that breaks half-way is undone too
+        _write(do)
+
+
+def _write(do: Callable[[], None]) -> None:
+    """Perform one write. Every write of this package passes here."""
+    do()
+
+
+def _set(owner: Any, name: str, value: Any) -> None:
+    if value is MISSING:
+        owner.__dict__.pop(name, None)
+    else:
+        setattr(owner, name, value)
+
+
+def _set_item(mapping: Any, key: Any, value: Any) -> None:
+    if value is MISSING:
+        mapping.pop(key, None)
+    else:
+        mapping[key] = value
+
+
+def _reset_accumulator(param: nn.Parameter) -> None:
+    """Make autograd forget the parameter's old shape, which a graph that is still alive keeps.
+
+    Assigning data of another dtype does it; of another shape alone does not (torch/csrc/autograd/variable.cpp).
+    """
+    other = torch.float64 if param.dtype != torch.float64 else torch.float32
+    param.data = torch.empty(0, dtype=other, device=param.device)
+
+
+_resizing = threading.RLock()
+
+
+def resize_(model: nn.Module, img_size: Any = None, *, optimizer: Any = None, ema: Any = None,
+            **options: Any) -> ResizePlan:  # fmt: skip
+    """Resize `model` in place, and with it the optimizers and EMA copies given.
+
+    Parameters keep their identity, dtype, device, `requires_grad` and memory format. Either everything is
+    written or, on any error, nothing.
+
+    Args:
+        model: A timm model, or something that holds exactly one.
+        img_size: New size in pixels, an int or (H, W), or a plan that `plan_resize` made for this model.
+        optimizer: One optimizer or several, whose state follows the weights.
+        ema: One EMA copy of the model or several (ModelEmaV2/V3, AveragedModel, or a plain copy).
+        **options: As for `plan_resize`.
+
+    Returns:
+        The plan that was applied; empty when there was nothing to do.
+
+    Raises:
+        InvalidSizeError: The size cannot work.
+        StalePlanError: A given plan does not fit the model's present state.
+        ResizeError: As `plan_resize`.
+
+    Example:
+        >>> import timm, timm_resize
+        >>> model = timm.create_model("levit_128s")
+        >>> plan = timm_resize.resize_(model, 256)
+        >>> plan.new_size, len(plan.tensors)
+        ((256, 256), 22)
+    """
+    root = find_model(model)
+    if isinstance(img_size, ResizePlan):
+        if options:
+            raise ResizeError(f"{type(root).__name__}: a plan takes no further options. Make the plan with them.")
+        plan = img_size
+    else:
+        plan = plan_request(root, make_request(type(root).__name__, img_size, **options))
+    apply_plan(root, plan, optimizer=optimizer, ema=ema, options=options, outer=model)
+    return plan
+
+
+def apply_plan(root: nn.Module, plan: ResizePlan, *, optimizer: Any = None, ema: Any = None,
+               options: dict[str, Any] | None = None, outer: nn.Module | None = None) -> None:  # fmt: skip
+    """Compute every new value of `plan`, then write them all, for the model and what follows it.
+
+    `outer` is a wrapper of `root` that may carry a copy of its traits (timm's feature wrappers do).
+    """
+    from timm_resize.training import optimizer_writes
+
+    with torch.no_grad(), _resizing:
+        maps: dict[nn.Parameter, Resample] = {}
+        writes = model_writes(root, plan, maps)
+        if outer is not None and outer is not root and "_traits" in outer.__dict__:
+            traits = {**outer._traits, **{k: v for k, v in _new_traits(plan).items() if k in SIZE_TRAITS}}  # type: ignore[dict-item]
+            writes.append(lambda t: t.attribute(outer, "_traits", traits))
+        for copy_ in _several(ema):
+            writes += _ema_writes(root, copy_, plan, options or {})
+        for one in _several(optimizer):
+            writes += optimizer_writes(one, maps)
+        with Transaction() as transaction:
+            for write in writes:
+                write(transaction)
+    for text in plan.warnings:
+        warnings.warn(f"{plan.model}: {text}", stacklevel=3)
+
+
+def _new_traits(plan: ResizePlan) -> dict[str, Any]:
+    return next((c.new for c in plan if c.path == "" and c.name == "_traits"), {})
+
+
+def _several(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _ema_writes(root: nn.Module, ema: nn.Module, plan: ResizePlan, options: dict[str, Any]) -> Writes:
+    copy_ = find_model(ema)
+    request = make_request(type(copy_).__name__, plan.new_size, **options)
+    twin = plan_request(copy_, request)
+    if type(copy_) is not type(root) or [c.key for c in twin] != [c.key for c in plan] or twin.old_size != plan.old_size:
+        raise ResizeError(
+            f"{plan.model}: ema is a {twin.model} at {twin.old_size}, the model is at {plan.old_size}. "
+            "Give the EMA copy of this model, made at its present size."
+        )
+    return model_writes(copy_, twin, {})
+
+
+def model_writes(root: nn.Module, plan: ResizePlan, maps: dict[nn.Parameter, Resample]) -> Writes:
+    """Compute the plan's values for `root`; return the writes, and in `maps` the map of each parameter."""
+    plan.check(root)
+    chain = dict(getattr(root, CHAIN, {}))
+    buffers = _buffers(root, plan)
+    writes: Writes = []
+    for change in plan:
+        module = root.get_submodule(change.path)
+        if change.kind == "parameter" and isinstance(change.how, Resample):
+            param = module._parameters[change.name]
+            assert param is not None
+            new = _chained(param, change, chain)
+            maps[param] = change.how
+            writes.append(lambda t, p=param, n=new: t.parameter(p, n))  # type: ignore[misc]
+        elif change.kind == "buffer":
+            value = buffers[change.key]
+            writes.append(lambda t, m=module, n=change.name, v=value: t.buffer(m, n, v))  # type: ignore[misc]
+        else:
+            value = copy.deepcopy(change.new)
+            writes.append(lambda t, m=module, n=change.name, v=value: t.attribute(m, n, v))  # type: ignore[misc]
+    if maps:
+        writes.append(lambda t: t.attribute(root, CHAIN, chain))
+    return writes
+
+
+def _chained(param: nn.Parameter, change: Change, chain: dict[str, Any]) -> Tensor:
+    """Resample from the tensor's original when nothing touched it since, and update its link in `chain`."""
+    how, link = change.how, chain.pop(change.key, None)
+    assert isinstance(how, Resample)
+    origin, source = param.detach(), how.source
+    if link is not None and _untouched(link["applied"], param):
+        origin, source = link["origin"].to(param.device), link["source"]
+        how = how.rebase(source)
+    new = _like(how(origin), param)
+    if not how.is_identity:
+        kept = origin.clone() if origin.data_ptr() == param.data_ptr() else origin
+        chain[change.key] = {"origin": kept, "source": source, "applied": new.clone()}
+    return new
+
+
+def _untouched(applied: Tensor, param: Tensor) -> bool:
+    if applied.is_meta or param.is_meta:
+        return applied.shape == param.shape
+    return applied.shape == param.shape and torch.equal(applied.to(param), param.detach())
+
+
+def _like(new: Tensor, param: Tensor) -> Tensor:
+    """Return `new` in the parameter's dtype and memory format."""
+    channels_last = param.dim() == 4 and not param.is_contiguous() and param.is_contiguous(
+        memory_format=torch.channels_last)  # fmt: skip
+    return new.to(param.dtype, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def _buffers(root: nn.Module, plan: ResizePlan) -> dict[str, Tensor | None]:
+    """Compute every new buffer. Equal rebuilds are computed once and shared."""
+    out: dict[str, Tensor | None] = {}
+    built: dict[Any, Tensor] = {}
+    shadows: dict[str, nn.Module] = {}
+    for change in plan:
+        if change.kind != "buffer":
+            continue
+        if isinstance(change.how, Reinitialise):
+            if change.path not in shadows:
+                shadows[change.path] = _reinitialised(root.get_submodule(change.path), change.path, plan)
+            out[change.key] = shadows[change.path]._buffers[change.name]
+        elif isinstance(change.how, Rebuild):
+            out[change.key] = _rebuilt(root.get_submodule(change.path), change, change.how, built)
+        else:
+            out[change.key] = None
+        if shape_of(out[change.key]) != change.new:
+            raise AssertionError(f"{change.key}: {shape_of(out[change.key])} instead of {change.new}")
+    return out
+
+
+def _rebuilt(module: nn.Module, change: Change, how: Rebuild, built: dict[Any, Tensor]) -> Tensor:
+    like: Any = module._buffers.get(change.name)
+    if how.like:
+        path, _, name = how.like.rpartition(".")
+        like = getattr(module.get_submodule(path), name)
+    key = (how.fn, how.args, like.device, like.dtype)
+    if key not in built:
+        built[key] = how.fn(*how.args, device=like.device, dtype=like.dtype)
+    return built[key]
+
+
+def _reinitialised(module: nn.Module, path: str, plan: ResizePlan) -> nn.Module:
+    """Return a shallow twin of `module` with its new attributes and freshly initialised buffers."""
+    twin = copy.copy(module)
+    for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+        twin.__dict__[name] = copy.copy(module.__dict__[name])
+    for change in plan:
+        if change.path != path:
+            continue
+        if change.kind == "attribute":
+            _set(twin, change.name, copy.deepcopy(change.new))
+        elif change.kind == "buffer" and isinstance(change.how, Reinitialise) and change.new is not None:
+            old = module._buffers[change.name]
+            assert old is not None
+            twin._buffers[change.name] = torch.empty(change.new, dtype=old.dtype, device=old.device)
+    twin.init_non_persistent_buffers()  # type: ignore[operator]
+    return twin

@@ -1,0 +1,220 @@
+"""What a handler sees while it plans: the request, the sizes, and the calls that make changes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from torch import nn
+
+from timm_resize.errors import ResizeError, UnsupportedModelError
+from timm_resize.geometry import Size, parse_size, stage_sizes
+from timm_resize.plan import MISSING, Change, Rebuild, Reinitialise, same_value, shape_of
+from timm_resize.registry import handler_for
+from timm_resize.resample import Resample, patch_kernel, pos_embed, pos_embed_map, rel_pos_table
+
+Changes = Generator[Change, None, Any]
+
+
+class Invalid(Exception):
+    """Raised by a handler for a size that cannot work; the planner adds the nearest valid ones."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the caller asked for.
+
+    Attributes:
+        img_size: Wanted size, None to keep the current one (a patch or window change).
+        patch_size: Wanted patch size, None to keep it.
+        window_policy: "timm", "keep" or "scale".
+        mode: Interpolation for position embeddings and token mixing.
+        antialias: Antialias it when it shrinks (torch: also the other cubic kernel when it grows).
+        table_mode: Interpolation of bias tables: "geometric" or one of `resample.MODES`.
+        constructing: Aim for the structure of the constructor, not for that of `set_input_size`.
+        options: Family keywords as given: window_size, window_ratio, always_partition ….
+    """
+
+    img_size: Size | None = None
+    patch_size: Size | None = None
+    window_policy: str = "timm"
+    mode: str = "bicubic"
+    antialias: bool = True
+    table_mode: str = "geometric"
+    constructing: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+class Context:
+    """Passed to every handler of one plan. Reads the model, never writes to it."""
+
+    def __init__(self, root: nn.Module, request: Request, old_size: Size | None, new_size: Size) -> None:
+        """Start a plan of `root`, whose image size goes from `old_size` to `new_size`."""
+        self.root = root
+        self.request = request
+        self.old_size = old_size
+        self.new_size = new_size
+        self.model_args: dict[str, Any] = {}
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+        self._paths = {id(m): path for path, m in root.named_modules()}
+        self._seen: set[tuple[int, str]] = set()
+        self._visited: set[int] = set()
+
+    # -- what a handler yields ---------------------------------------------------------------
+
+    def attribute(self, module: nn.Module, **values: Any) -> Iterator[Change]:
+        """Set Python attributes of `module`; those that already hold the value are left out."""
+        for name, new in values.items():
+            old = module.__dict__.get(name, MISSING)
+            if not same_value(old, new) and self._first(module, name):
+                yield Change(self.path(module), name, "attribute", old, new)
+
+    def parameter(self, module: nn.Module, name: str, how: Resample) -> Iterator[Change]:
+        """Resample a parameter of `module` (None is left alone); nothing when the map is the identity."""
+        tensor = module._parameters.get(name)
+        if tensor is None or how.is_identity or not self._first(tensor, ""):
+            return
+        try:
+            new = how.shape(tensor.shape)
+        except ValueError as error:
+            raise UnsupportedModelError(
+                f"{type(self.root).__name__}: {self.path(module)}.{name} does not have its type's shape: {error}. "
+                "Undo the change to that layer, or register a handler for its type."
+            ) from None
+        yield Change(self.path(module), name, "parameter", shape_of(tensor), new, how)
+
+    def buffer(
+        self,
+        module: nn.Module,
+        name: str,
+        shape: Sequence[int] | None,
+        how: Rebuild | Reinitialise | None = None,
+    ) -> Iterator[Change]:
+        """Replace a buffer of `module` by one of `shape` (None: by None). Yield only when it does change."""
+        if self._first(module, name):
+            old = shape_of(module._buffers.get(name))
+            new = None if shape is None else tuple(shape)
+            if new is not None and how is None:
+                raise AssertionError(f"{type(module).__name__}.{name}: no rule for the buffer")
+            if old is not None or new is not None:
+                yield Change(self.path(module), name, "buffer", old, new, None if new is None else how)
+
+    def visit(self, module: nn.Module, **geometry: Any) -> Changes:
+        """Hand `module` to its own handler; returns what that returns.
+
+        Raises:
+            UnsupportedModelError: Its type has no handler.
+        """
+        handler = handler_for(type(module))
+        if handler is None:
+            raise UnsupportedModelError(
+                f"{type(self.root).__name__}: {self.path(module)} is a {type(module).__name__}, which has no handler. "
+                "Write one with @timm_resize.register."
+            )
+        self._visited.update(id(m) for m in module.modules())
+        return (yield from handler.plan(module, self, **geometry))
+
+    def visit_rest(self) -> Changes:
+        """Visit every module with a handler that no handler has visited, outermost first."""
+        for path, module in self.root.named_modules():
+            if id(module) in self._visited or module is self.root:
+                continue
+            handler = handler_for(type(module))
+            if handler is None or handler.is_model:
+                continue
+            missing = [p.name for p in inspect.signature(handler.plan).parameters.values()
+                       if p.kind is p.KEYWORD_ONLY and p.default is p.empty]  # fmt: skip
+            if missing:
+                raise UnsupportedModelError(
+                    f"{type(self.root).__name__}: {path} is a {type(module).__name__}, whose {missing[0]} only its "
+                    "model knows. Write a handler for the model with @timm_resize.register."
+                )
+            yield from self.visit(module)
+
+    # -- what a handler asks -----------------------------------------------------------------
+
+    def path(self, module: nn.Module) -> str:
+        """Return the module's dotted path in the root, '' for the root."""
+        return self._paths[id(module)]
+
+    def sequence(self, owner: nn.Module, name: str) -> list[nn.Module]:
+        """Return the members of `owner.<name>`, also when a feature wrapper flattened them to `<name>_0` ….
+
+        A wrapper keeps only the stages that its features need, so the list may end early.
+        """
+        if name in owner._modules:
+            return list(owner._modules[name].children())  # type: ignore[union-attr]
+        flat = {k: m for k, m in owner._modules.items() if k.startswith(f"{name}_") and k[len(name) + 1 :].isdigit()}
+        return [m for _, m in sorted(flat.items(), key=lambda kv: int(kv[0][len(name) + 1 :])) if m is not None]
+
+    def option(self, name: str, default: Any = None) -> Any:
+        """Return a family keyword as the caller gave it."""
+        return self.request.options.get(name, default)
+
+    def window_sizes(self, stages: int) -> tuple[Size, ...] | None:
+        """Return the `window_size` option as one (h, w) per stage, None when it was not given."""
+        value = self.option("window_size")
+        return None if value is None else stage_sizes(value, stages, "window_size", type(self.root).__name__)
+
+    def size_option(self, name: str) -> Size | None:
+        """Return an option as (h, w), None when it was not given."""
+        value = self.option(name)
+        return None if value is None else parse_size(value, name, type(self.root).__name__)
+
+    def record(self, **model_args: Any) -> None:
+        """Note constructor arguments that a stock rebuild of the resized model needs, None for 'as it was'."""
+        self.model_args.update({k: v for k, v in model_args.items() if v is not None})
+
+    def invalid(self, reason: str) -> NoReturn:
+        """Refuse the size. `reason` continues 'img_size=(230, 230) …' and gives the numbers."""
+        raise Invalid(reason)
+
+    def warn(self, text: str) -> None:
+        """Warn the user when the plan is applied."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+    def note(self, text: str) -> None:
+        """Add a remark to the plan."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    # -- maps with the caller's options ------------------------------------------------------
+
+    def pos_embed(self, old: Size, new: Size, prefix: int = 0, dim: int = 1) -> Resample:
+        """Map a flat position embedding, with the requested interpolation."""
+        return pos_embed(old, new, prefix=prefix, dim=dim, mode=self.request.mode, antialias=self.request.antialias)
+
+    def pos_embed_map(self, old: Size, new: Size, dim: int) -> Resample:
+        """Map a position embedding kept as a map (NHWC: dim=1, NCHW: dim=2), with the requested interpolation."""
+        return pos_embed_map(old, new, dim=dim, mode=self.request.mode, antialias=self.request.antialias)
+
+    def rel_pos_table(self, old: Size, new: Size, suffix: int = 0, dim: int = 0, flat: bool = True) -> Resample:
+        """Map a relative position bias table between windows, with the requested interpolation."""
+        return rel_pos_table(old, new, dim=dim, flat=flat, suffix=suffix,
+                             mode=self.request.table_mode, antialias=self.request.antialias)  # fmt: skip
+
+    def patch_kernel(self, old: Size, new: Size) -> Resample:
+        """Map a patch projection to another patch size, as stock timm does."""
+        return patch_kernel(old, new)
+
+    def _first(self, thing: Any, name: str) -> bool:
+        """Whether (thing, name) was not changed before in this plan: shared modules and tied parameters."""
+        key = (id(thing), name)
+        if key in self._seen:
+            return False
+        self._seen.add(key)
+        return True
+
+
+def check_options(root: nn.Module, options: dict[str, Any], known: Sequence[str]) -> None:
+    """Raise ResizeError for an option the family does not have, naming those it has."""
+    for name in options:
+        if name not in known:
+            have = ", ".join(sorted(known)) or "no others"
+            raise ResizeError(
+                f"{type(root).__name__}: {name}={options[name]!r} is not an option of this model. Use img_size ({have})."
+            )

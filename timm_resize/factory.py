@@ -1,0 +1,282 @@
+"""`create_model` with `img_size` for every model, and the plugin that puts it into timm.
+
+The body of `timm.create_model` looks three names up in its module at each call: `_resolve_model_source`,
+`model_entrypoint` and `load_checkpoint`. Ours stand in for those three, either in timm's module (`install`)
+or in a private copy of its namespace (`create_model` here), so a `create_model` imported earlier under any
+name is reached, and both ways run timm's own code around ours.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import threading
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.models import _factory, _features
+from torch import nn
+
+from timm_resize.apply import apply_plan, resize_
+from timm_resize.checkpoint import load_checkpoint
+from timm_resize.errors import ResizeError, UnsupportedModelError, near_names
+from timm_resize.locate import find_model, model_handler
+from timm_resize.planner import make_request, plan_request, takes_img_size
+
+OWN_OPTIONS = ("window_policy", "interpolation", "antialias", "preset")
+"""Keywords of `create_model` that are ours alone; the model's constructor never sees them."""
+
+GEOMETRY = ("img_size", "patch_size", "window_size")
+"""Constructor keywords that a pretrained build leaves at the checkpoint's values and a resize then sets."""
+
+_stock_create_model = _factory.create_model
+_stock = {name: getattr(_factory, name) for name in ("_resolve_model_source", "model_entrypoint", "load_checkpoint")}
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """One create_model call between resolving its source and building."""
+
+    wanted: dict[str, Any]
+    saved: dict[str, Any]
+    own: dict[str, Any]
+
+
+_local = threading.local()
+
+
+def _resolve_model_source(model_name: str, pretrained_cfg: Any, kwargs: dict[str, Any], cache_dir: Any = None) -> Any:
+    """Take the geometry out of a create_model call that asks for a size; other callers get timm's answer."""
+    _local.pending = None
+    if sys._getframe(1).f_code is not _stock_create_model.__code__:
+        return _stock["_resolve_model_source"](model_name, pretrained_cfg, kwargs, cache_dir)
+    own = {k: kwargs[k] for k in OWN_OPTIONS if k in kwargs}
+    kwargs = {k: v for k, v in kwargs.items() if k not in own}
+    if own and "img_size" not in kwargs:
+        raise ResizeError(f"{model_name}: {next(iter(own))}= is about a change of size. Give img_size= too.")
+    if "img_size" in kwargs:
+        make_request(model_name, kwargs["img_size"], patch_size=kwargs.get("patch_size"), **own)
+    wanted = {k: kwargs[k] for k in GEOMETRY if k in kwargs}
+    try:
+        name, cfg, merged = _stock["_resolve_model_source"](model_name, pretrained_cfg, kwargs, cache_dir)
+    except RuntimeError as error:
+        raise _with_near_names(error, model_name) from None
+    if "img_size" in wanted:
+        saved = merged.get("pretrained_model_args") or {}
+        _local.pending = _Pending(wanted, {k: saved[k] for k in GEOMETRY if k in saved}, own)
+        merged = {k: v for k, v in merged.items() if k not in GEOMETRY}
+    return name, cfg, merged
+
+
+def _with_near_names(error: RuntimeError, model_name: str) -> RuntimeError:
+    """Add the nearest registered names to timm's 'Unknown model'."""
+    from timm.models import list_models
+
+    near = near_names(model_name.partition(".")[0], list_models())
+    if not str(error).startswith("Unknown model") or not near:
+        return error
+    return RuntimeError(f"{error}. Near names: {near}.")
+
+
+def _model_entrypoint(model_name: str, *args: Any, **kwargs: Any) -> Callable[..., nn.Module]:
+    """Return timm's entry point, wrapped when the call at hand asks for a size."""
+    create_fn = _stock["model_entrypoint"](model_name, *args, **kwargs)
+    pending, _local.pending = getattr(_local, "pending", None), None
+    if pending is None:
+        return create_fn  # type: ignore[no-any-return]
+    return functools.partial(_build, create_fn, pending)
+
+
+def _build(create_fn: Callable[..., nn.Module], pending: _Pending, *, pretrained: bool = False,
+           **kwargs: Any) -> nn.Module:  # fmt: skip
+    """Build at the checkpoint's size, load, then resize; without weights, let stock draw them at the size."""
+    if pretrained:
+        model = create_fn(pretrained=True, **pending.saved, **kwargs)
+        options = {k: v for k, v in pending.wanted.items() if k != "img_size"}
+    else:
+        model, options = _build_random(create_fn, pending, kwargs)
+    img_size = pending.wanted["img_size"]
+    root = find_model(model)
+    if model_handler(root) is None and not pretrained and not options:
+        return model  # stock took the size for a class that nobody taught us
+    request = make_request(type(root).__name__, img_size, constructing=True, **options, **pending.own)
+    apply_plan(root, plan_request(root, request), outer=model)
+    handler = model_handler(root)
+    if takes_img_size(handler.cls if handler else type(root)):
+        model._model_args = dict(getattr(model, "_model_args", {}), **pending.wanted)  # type: ignore[assignment]
+    _ensure_method(type(model))
+    return model
+
+
+def _build_random(create_fn: Callable[..., nn.Module], pending: _Pending, kwargs: dict[str, Any]) -> Any:
+    """Return a randomly initialised model and the geometry that stock's constructor did not take."""
+    state = torch.get_rng_state()
+    try:
+        return create_fn(pretrained=False, **pending.wanted, **kwargs), {}
+    except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError, IndexError):
+        torch.set_rng_state(state)
+    options = {k: v for k, v in pending.wanted.items() if k != "img_size"}
+    model = create_fn(pretrained=False, **kwargs)  # raises again what was not about the size
+    if model_handler(find_model(model)) is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: img_size={pending.wanted['img_size']!r} is refused by its constructor, and it "
+            "has no handler. Write one with @timm_resize.register."
+        )
+    return model, options
+
+
+_SEAM: dict[str, Any] = {
+    "_resolve_model_source": _resolve_model_source,
+    "model_entrypoint": _model_entrypoint,
+    "load_checkpoint": load_checkpoint,
+}
+
+
+
+
+def create_model(model_name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Create a timm model at any image size, without touching timm.
+
+    Args:
+        model_name: As for `timm.create_model`: a name, `hf-hub:…` or `local-dir:…`.
+        pretrained: Load weights; they are read at the checkpoint's size, then resized.
+        **kwargs: As for `timm.create_model`. With `img_size` also `patch_size`, `window_size`, `window_policy`,
+            `interpolation`, `antialias` and `preset`, as for `plan_resize`.
+
+    Returns:
+        The model, with `set_input_size` on its class only if `install` is active.
+
+    Raises:
+        InvalidSizeError: The size cannot work for this model.
+        RuntimeError: Unknown model, with near names.
+
+    Example:
+        >>> import timm_resize
+        >>> model = timm_resize.create_model("resmlp_12_224", img_size=(256, 192), num_classes=10)
+        >>> model.stem.grid_size
+        (16, 12)
+    """
+    namespace = {**vars(_factory), **_SEAM}
+    run = types.FunctionType(_stock_create_model.__code__, namespace, "create_model",
+                             _stock_create_model.__defaults__)  # fmt: skip
+    run.__kwdefaults__ = _stock_create_model.__kwdefaults__
+    return run(model_name, pretrained, **kwargs)  # type: ignore[no-any-return]
+
+
+class _Installed:
+    """The plugin's state; `with install():` uninstalls at the end."""
+
+    def __init__(self) -> None:
+        self.depth = 0
+        self.lock = threading.RLock()
+        self.classes: dict[type, Any] = {}
+
+    def __enter__(self) -> _Installed:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        uninstall()
+
+    def uninstall(self) -> None:
+        """Take the plugin out again, as `timm_resize.uninstall()`."""
+        uninstall()
+
+
+_installed = _Installed()
+
+
+def install() -> _Installed:
+    """Put the plugin into timm: `create_model` takes `img_size` for every model, all have `set_input_size`.
+
+    Calls nest: as many `uninstall` calls take it out again. Safe from several threads.
+
+    Returns:
+        A handle; as a context manager it uninstalls at the end of the block.
+
+    Raises:
+        ResizeError: This timm lacks a name that we rely on; timm is untouched.
+
+    Example:
+        >>> import timm, timm_resize
+        >>> with timm_resize.install():
+        ...     model = timm.create_model("resnet18", img_size=256)
+        ...     model.set_input_size((320, 448))
+    """
+    with _installed.lock:
+        if _installed.depth == 0:
+            for name, ours in _SEAM.items():
+                if vars(_factory).get(name) is not _stock[name]:
+                    raise ResizeError(f"timm: {_factory.__name__}.{name} was replaced by something else. Undo that first.")
+            for cls in _model_classes():
+                _ensure_method(cls, force=True)
+            for name, ours in _SEAM.items():
+                setattr(_factory, name, ours)
+        _installed.depth += 1
+    return _installed
+
+
+def uninstall() -> None:
+    """Take the plugin out of timm, which is then exactly as before; a no-op when it is not in."""
+    with _installed.lock:
+        _installed.depth = max(_installed.depth - 1, 0)
+        if _installed.depth == 0:
+            for name, stock in _stock.items():
+                setattr(_factory, name, stock)
+            for cls, method in _installed.classes.items():
+                if method is None:
+                    del cls.set_input_size
+                else:
+                    cls.set_input_size = method
+            _installed.classes.clear()
+
+
+def _model_classes() -> list[type]:
+    """Return timm's model classes and feature wrappers, base classes first."""
+    found = {
+        cls
+        for name, module in list(sys.modules.items())
+        if name.startswith("timm.models.") and module is not None
+        for cls in vars(module).values()
+        if isinstance(cls, type) and issubclass(cls, nn.Module) and hasattr(cls, "reset_classifier")
+    }
+    wrappers = [c for n, c in vars(_features).items() if n.startswith("Feature") and isinstance(c, type)
+                and issubclass(c, nn.Module)]  # fmt: skip
+    from timm.models import FeatureGraphNet
+
+    return sorted({*found, *wrappers, FeatureGraphNet}, key=lambda c: (len(c.__mro__), c.__qualname__))
+
+
+def _ensure_method(cls: type, force: bool = False) -> None:
+    """Give `cls` our `set_input_size` while the plugin is in; instances stay clean, so they pickle."""
+    with _installed.lock:
+        if (_installed.depth == 0 and not force) or getattr(cls, "set_input_size", None) in _ours:
+            return
+        stock = cls.__dict__.get("set_input_size")
+        method = _method(getattr(cls, "set_input_size", None))
+        _ours.add(method)
+        _installed.classes[cls] = stock
+        cls.set_input_size = method  # type: ignore[attr-defined]
+
+
+_ours: set[Any] = set()
+
+
+def _method(stock: Any) -> Callable[..., None]:
+    """Return a `set_input_size` with the positional order of the stock one."""
+    order = ["img_size", "patch_size", "window_size"]
+    if stock is not None:
+        order = [n for n in inspect.signature(stock).parameters if n != "self"]
+
+    def set_input_size(self: nn.Module, *args: Any, **options: Any) -> None:
+        """Resize the model in place; see `timm_resize.resize_`."""
+        if len(args) > len(order):
+            raise TypeError(f"set_input_size takes {', '.join(order)}; {len(args)} positional arguments were given")
+        resize_(self, **dict(zip(order, args, strict=False)), **options)
+
+    if stock is not None:
+        set_input_size.__doc__ = stock.__doc__
+    return set_input_size

@@ -1,0 +1,34 @@
+"""Pure tensor → tensor resampling, and the frozen values that describe it."""
+
+from timm_resize.resample.axis import Adjoint, AxisMap, Geometric, Interpolate, MirroredOffset, PatchKernel
+from timm_resize.resample.grid import Resample
+from timm_resize.resample.kinds import (
+    offset_table,
+    patch_kernel,
+    pos_embed,
+    pos_embed_map,
+    rel_pos_axis,
+    rel_pos_table,
+    token_matrix,
+    token_reader,
+    token_writer,
+)
+
+__all__ = [
+    "Adjoint",
+    "AxisMap",
+    "Geometric",
+    "Interpolate",
+    "MirroredOffset",
+    "PatchKernel",
+    "Resample",
+    "offset_table",
+    "patch_kernel",
+    "pos_embed",
+    "pos_embed_map",
+    "rel_pos_axis",
+    "rel_pos_table",
+    "token_matrix",
+    "token_reader",
+    "token_writer",
+]

@@ -1,0 +1,251 @@
+"""Linear maps along one axis of a grid, each a small (new, old) matrix.
+
+Every resampling in this package is separable: one of these matrices per grid axis. That is
+the fast path and the exact one, and adjoints, pseudo-inverses and tests come for free.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AxisMap:
+    """A linear map from `old` samples to `new` samples along one axis.
+
+    Subclasses give `build`, the matrix in float64. They are values: equal fields, equal map.
+    """
+
+    old: int
+    new: int
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the axis keeps its coordinates (then every bit is kept)."""
+        return self.old == self.new
+
+    @property
+    def source(self) -> tuple[Any, ...]:
+        """The old side's coordinates as plain values, for `rebase`."""
+        return (self.old,)
+
+    def rebase(self, source: tuple[Any, ...]) -> AxisMap:
+        """Return the map to the same new side from another old side."""
+        return replace(self, old=source[0])
+
+    def build(self) -> Tensor:
+        """Return the (new, old) matrix, float64."""
+        raise NotImplementedError
+
+    def matrix(self) -> Tensor:
+        """Return the (new, old) matrix, float64, cached: do not write to it."""
+        return _cached(self)
+
+    @property
+    def label(self) -> str:
+        """Short name of the method for tables."""
+        raise NotImplementedError
+
+
+@lru_cache(maxsize=1024)
+def _cached(axis: AxisMap) -> Tensor:
+    with torch.inference_mode(False), torch.no_grad():
+        return axis.build()
+
+
+@dataclass(frozen=True)
+class Interpolate(AxisMap):
+    """`torch.nn.functional.interpolate` along one axis, taken from its response to the identity.
+
+    With `antialias` torch's cubic kernel has a = -0.5, without it a = -0.75, also when growing.
+    """
+
+    mode: str = "bicubic"
+    antialias: bool = True
+    align_corners: bool | None = None
+
+    def build(self) -> Tensor:
+        """Return the (new, old) matrix with torch's own float32 weights, as float64."""
+        return _interpolation(self.old, self.new, self.mode, self.antialias, self.align_corners, torch.float32)
+
+    @property
+    def label(self) -> str:
+        """Short name of the method for tables."""
+        corners = " align-corners" if self.align_corners else ""
+        return f"{self.mode}{' antialias' if self.antialias else ''}{corners}"
+
+
+def _interpolation(old: int, new: int, mode: str, antialias: bool, align_corners: bool | None = None,
+                   dtype: torch.dtype = torch.float64) -> Tensor:  # fmt: skip
+    """Return interpolate()'s (new, old) matrix for one axis, float64.
+
+    The axis is laid along the width: antialiased interpolation of a one-column image along its height is wrong
+    in torch 2.15 (every output is the first sample's).
+    """
+    if mode == "nearest":
+        antialias, align_corners = False, None
+    basis = torch.eye(old, dtype=dtype).reshape(old, 1, 1, old)  # one image per old sample
+    image = F.interpolate(basis, size=(1, new), mode=mode, antialias=antialias, align_corners=align_corners)
+    return image.reshape(old, new).T.double().contiguous()
+
+
+@dataclass(frozen=True)
+class Geometric(AxisMap):
+    """Relative offsets with geometric spacing, linear between them; timm's default for bias tables.
+
+    Both sides are 2*window - 1 offsets. Old offsets are placed 1, 1+q, 1+q+q² … apart so that they
+    reach as far as the new ones, with q bisected in 1.01..1.5; beyond their reach the last value holds.
+
+    Source: BEiT fine-tuning (unilm, beit/run_class_finetuning.py) with linear interpolation as in
+    timm.layers.pos_embed_rel.resize_rel_pos_bias_table.
+    """
+
+    def build(self) -> Tensor:
+        """Return the (new, old) matrix, float64."""
+        positions = self.positions()
+        half = self.new // 2
+        matrix = torch.zeros(self.new, self.old, dtype=torch.float64)
+        for row, offset in enumerate(range(-half, self.new - half)):
+            right = next((i for i, p in enumerate(positions) if p >= offset), self.old - 1)
+            left = max(right - 1, 0)
+            gap = positions[right] - positions[left]
+            share = min(max((offset - positions[left]) / gap, 0.0), 1.0) if gap else 1.0
+            matrix[row, left] += 1.0 - share
+            matrix[row, right] += share
+        return matrix
+
+    def positions(self) -> list[float]:
+        """Place the old offsets on the new axis (unit: one new cell), increasing."""
+        old_half, new_half = self.old // 2, self.new // 2
+        left, right, ratio = 1.01, 1.5, 1.01
+        while right - left > 1e-6:
+            ratio = (left + right) / 2.0
+            reach = (1.0 - ratio**old_half) / (1.0 - ratio)
+            left, right = (left, ratio) if reach > new_half else (ratio, right)
+        side = [(1.0 - ratio**n) / (1.0 - ratio) for n in range(1, old_half + 1)]
+        return [-p for p in reversed(side)] + [0.0, *side]
+
+    @property
+    def label(self) -> str:
+        """Short name of the method for tables."""
+        return "geometric linear"
+
+
+@dataclass(frozen=True)
+class MirroredOffset(AxisMap):
+    """A table over |offset| = 0..n-1, mirrored to an even function, interpolated corner to corner.
+
+    Offset 0 and the last offset keep their values exactly; half-pixel sampling would move both.
+    When the axis shrinks with `antialias`, a normalised triangle as wide as the new spacing is taken instead
+    of the cubic, except at the two pinned offsets.
+    """
+
+    mode: str = "bicubic"
+    antialias: bool = True
+
+    def build(self) -> Tensor:
+        """Return the (new, old) matrix, float64."""
+        old, new = self.old, self.new
+        if old == 1 or new == 1:  # only offset 0 is known, or only it is wanted
+            matrix = torch.zeros(new, old, dtype=torch.float64)
+            matrix[:, 0] = 1.0
+            return matrix
+        mirrored_old, mirrored_new = 2 * old - 1, 2 * new - 1
+        if self.antialias and new < old:
+            full = _triangle(mirrored_old, mirrored_new)
+        else:
+            full = _interpolation(mirrored_old, mirrored_new, self.mode, False, True)
+        half = full[new - 1 :]  # offsets 0..new-1 of the even function
+        folded = half[:, old - 1 :].clone()
+        folded[:, 1:] += half[:, : old - 1].flip(1)
+        for row, column in ((0, 0), (new - 1, old - 1)):  # pinned: exact, not to rounding
+            folded[row] = 0.0
+            folded[row, column] = 1.0
+        return folded
+
+    @property
+    def label(self) -> str:
+        """Short name of the method for tables."""
+        return f"{self.mode} over mirrored offsets"
+
+
+def _triangle(old: int, new: int) -> Tensor:
+    """Return a corner-aligned (new, old) matrix whose rows are triangles of the new spacing."""
+    spacing = (old - 1) / (new - 1)
+    centre = torch.arange(new, dtype=torch.float64)[:, None] * spacing
+    weight = (1.0 - (torch.arange(old, dtype=torch.float64) - centre).abs() / spacing).clamp(min=0.0)
+    return weight / weight.sum(1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Adjoint(AxisMap):
+    """The map for weights that read a grid, so that they read the resized grid the same way.
+
+    For weights w over the old grid and the resize U of the grid itself, growing axes take pinv(U)ᵀ, so that
+    ⟨w', U x⟩ = ⟨w, x⟩ for every x; shrinking axes take the transpose of the new → old interpolation, that is,
+    w' reads a small grid as w reads it enlarged. A constant grid gives the same sum either way.
+
+    Source: FlexiViT, arXiv 2212.08013, section 3.4 (pseudo-inverse resize).
+    """
+
+    mode: str = "bicubic"
+    antialias: bool = True
+
+    def build(self) -> Tensor:
+        """Return the (new, old) matrix, float64."""
+        if self.new >= self.old:
+            grow = _interpolation(self.old, self.new, self.mode, self.antialias)
+            return torch.linalg.pinv(grow).T.contiguous()
+        return _interpolation(self.new, self.old, self.mode, self.antialias).T.contiguous()
+
+    @property
+    def label(self) -> str:
+        """Short name of the method for tables."""
+        return f"{self.mode} adjoint"
+
+
+@dataclass(frozen=True)
+class PatchKernel(AxisMap):
+    """Pseudo-inverse resize of a patch kernel axis, growing or shrinking, as stock timm does it.
+
+    Source: FlexiViT, arXiv 2212.08013, section 3.4; timm.layers.resample_patch_embed.
+    """
+
+    mode: str = "bicubic"
+    antialias: bool = True
+
+    def build(self) -> Tensor:
+        """Return the (new, old) matrix, float64."""
+        resize = _interpolation(self.old, self.new, self.mode, self.antialias)
+        return torch.linalg.pinv(resize).T.contiguous()
+
+    @property
+    def label(self) -> str:
+        """Short name of the method for tables."""
+        return f"pseudo-inverse {self.mode}"
+
+
+
+
+@dataclass(frozen=True)
+class Magnitude(AxisMap):
+    """The map of squares that bounds another map: its absolute entries, each row times its own sum."""
+
+    of: AxisMap | None = None
+
+    def build(self) -> Tensor:
+        """Return the (new, old) matrix, float64."""
+        assert self.of is not None
+        entries = self.of.matrix().abs()
+        return entries * entries.sum(1, keepdim=True)
+
+    @property
+    def label(self) -> str:
+        """Short name of the method for tables."""
+        return "non-negative"
