@@ -30,8 +30,8 @@ class Request:
         img_size: Wanted size, None to keep the current one (a patch or window change).
         patch_size: Wanted patch size, None to keep it.
         window_policy: "timm", "keep" or "scale".
-        mode: Interpolation for position embeddings and token mixing.
-        antialias: Antialias it when it shrinks (torch: also the other cubic kernel when it grows).
+        mode: Interpolation for position embeddings and token mixing, None for the family's.
+        antialias: Antialias it (torch: also the other cubic kernel when it grows), None for the family's.
         table_mode: Interpolation of bias tables: "geometric" or one of `resample.MODES`.
         constructing: Aim for the structure of the constructor, not for that of `set_input_size`.
         options: Family keywords as given: window_size, window_ratio, always_partition ….
@@ -40,8 +40,8 @@ class Request:
     img_size: Size | None = None
     patch_size: Size | None = None
     window_policy: str = "timm"
-    mode: str = "bicubic"
-    antialias: bool = True
+    mode: str | None = None
+    antialias: bool | None = None
     table_mode: str = "geometric"
     constructing: bool = False
     options: dict[str, Any] = field(default_factory=dict)
@@ -184,22 +184,30 @@ class Context:
 
     # -- maps with the caller's options ------------------------------------------------------
 
-    def pos_embed(self, old: Size, new: Size, prefix: int = 0, dim: int = 1) -> Resample:
-        """Map a flat position embedding, with the requested interpolation."""
-        return pos_embed(old, new, prefix=prefix, dim=dim, mode=self.request.mode, antialias=self.request.antialias)
+    def pos_embed(self, old: Size, new: Size, prefix: int = 0, dim: int = 1, **default: Any) -> Resample:
+        """Map a flat position embedding; `default` (mode, antialias, align_corners) holds where nothing was asked."""
+        return pos_embed(old, new, prefix=prefix, dim=dim, **self.interpolation(**default))
 
-    def pos_embed_map(self, old: Size, new: Size, dim: int) -> Resample:
-        """Map a position embedding kept as a map (NHWC: dim=1, NCHW: dim=2), with the requested interpolation."""
-        return pos_embed_map(old, new, dim=dim, mode=self.request.mode, antialias=self.request.antialias)
+    def pos_embed_map(self, old: Size, new: Size, dim: int, **default: Any) -> Resample:
+        """Map a position embedding kept as a map (NHWC: dim=1, NCHW: dim=2)."""
+        return pos_embed_map(old, new, dim=dim, **self.interpolation(**default))
 
     def rel_pos_table(self, old: Size, new: Size, suffix: int = 0, dim: int = 0, flat: bool = True) -> Resample:
-        """Map a relative position bias table between windows, with the requested interpolation."""
-        return rel_pos_table(old, new, dim=dim, flat=flat, suffix=suffix,
-                             mode=self.request.table_mode, antialias=self.request.antialias)  # fmt: skip
+        """Map a relative position bias table between windows."""
+        return rel_pos_table(old, new, dim=dim, flat=flat, suffix=suffix, mode=self.request.table_mode,
+                             antialias=self.request.antialias is not False)  # fmt: skip
 
-    def patch_kernel(self, old: Size, new: Size) -> Resample:
-        """Map a patch projection to another patch size, as stock timm does."""
-        return patch_kernel(old, new)
+    def patch_kernel(self, old: Size, new: Size, **default: Any) -> Resample:
+        """Map a patch projection to another patch size."""
+        return patch_kernel(old, new, **self.interpolation(**default))
+
+    def interpolation(self, **default: Any) -> dict[str, Any]:
+        """Return mode and antialias as requested, else as `default` has them, else timm's bicubic antialias."""
+        asked = {"mode": self.request.mode, "antialias": self.request.antialias}
+        asked = {k: v for k, v in asked.items() if v is not None}
+        if "mode" in asked:
+            default = {k: v for k, v in default.items() if k != "align_corners"}
+        return {"mode": "bicubic", "antialias": True, **default, **asked}
 
     def _first(self, thing: Any, name: str) -> bool:
         """Whether (thing, name) was not changed before in this plan: shared modules and tied parameters."""

@@ -52,15 +52,15 @@ def make_request(
         if value is not None and value not in known:
             near = near_names(str(value), known) or ", ".join(known)
             raise ResizeError(f"{owner}: {name}={value!r} is not known. Use {near}.")
-    chosen = dict(PRESETS[preset or "timm"])
+    chosen = dict(PRESETS[preset]) if preset else {}
     if interpolation not in (None, "geometric"):
         chosen["interpolation"] = interpolation
     return Request(
         img_size=None if img_size is None else parse_size(img_size, "img_size", owner),
         patch_size=None if patch_size is None else parse_size(patch_size, "patch_size", owner),
         window_policy=window_policy,
-        mode=chosen["interpolation"],
-        antialias=chosen["antialias"] if antialias is None else bool(antialias),
+        mode=chosen.get("interpolation"),
+        antialias=chosen.get("antialias") if antialias is None else bool(antialias),
         table_mode=interpolation or "geometric",
         constructing=constructing,
         options={k: v for k, v in options.items() if v is not None},

@@ -6,8 +6,8 @@ import importlib
 import inspect
 import pkgutil
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
@@ -32,7 +32,8 @@ class Handler:
         method: How it is carried over, for the same table.
         sizes: Which sizes are valid, for the same table.
         options: Keywords beyond `img_size` that the model's `set_input_size` takes.
-        examples: Small registered models of this class, one per distinct configuration; tests and docs run them.
+        examples: Small registered models of this class, one per distinct configuration, with keywords that make
+            them smaller still; tests and docs run them.
     """
 
     cls: type[nn.Module]
@@ -41,7 +42,7 @@ class Handler:
     method: str = ""
     sizes: str = ""
     options: tuple[str, ...] = ()
-    examples: tuple[str, ...] = ()
+    examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
 
     @property
     def is_model(self) -> bool:
@@ -60,7 +61,7 @@ def register(
     method: str = "",
     sizes: str = "any",
     options: tuple[str, ...] = (),
-    examples: tuple[str, ...] = (),
+    examples: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Callable[[F], F]:
     """Register a handler for one or more module classes, layers or whole models.
 
@@ -75,7 +76,7 @@ def register(
         method: How it is carried over.
         sizes: Which sizes are valid.
         options: Keywords that `set_input_size` takes beyond `img_size`.
-        examples: Small registered models of this class, for tests and docs.
+        examples: Small registered models of this class and keywords that shrink them, for tests and docs.
 
     Raises:
         ResizeError: Not a module class, or a signature that `ctx.visit` cannot call.
@@ -89,7 +90,7 @@ def register(
             if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
                 raise ResizeError(f"register: {cls!r} is not a torch.nn.Module class. Use @register(MyLayer).")
             with _lock:
-                _handlers[cls] = Handler(cls, plan, state, method, sizes, tuple(options), tuple(examples))
+                _handlers[cls] = Handler(cls, plan, state, method, sizes, tuple(options), dict(examples or {}))
         return plan
 
     return wrap

@@ -14,8 +14,11 @@ from timm_resize.registry import register
 
 
 @register(PatchEmbed, state="img_size, grid_size, num_patches", sizes="floored to the patch; dropped pixels warned of")
-def plan_patch_embed(embed: PatchEmbed, ctx: Context) -> Changes:
-    """Set the sizes; returns the old and the new grid, as `forward` makes the new one.
+def plan_patch_embed(embed: PatchEmbed, ctx: Context, *, mode: str = "bicubic", antialias: bool = True,
+                     align_corners: bool | None = None) -> Changes:  # fmt: skip
+    """Set the sizes; returns the old grid, the new one as `forward` makes it, and the reduction (pixels per cell).
+
+    The keywords are the family's interpolation, for a change of patch size.
 
     With `dynamic_img_pad` forward pads, so the grid it makes is the ceiling, while stock's `grid_size` is the floor.
     """
@@ -31,11 +34,11 @@ def plan_patch_embed(embed: PatchEmbed, ctx: Context) -> Changes:
         ctx.invalid(f"is smaller than patch_size={_of(patch)}")
     else:
         _check_rest(embed, ctx, patch)
-    yield from _projection(embed, ctx, patch)
+    yield from _projection(embed, ctx, patch, mode=mode, antialias=antialias)
     old_grid = None if embed.grid_size is None else tuple(embed.grid_size)
     if embed.img_size is not None:
         yield from ctx.attribute(embed, img_size=new_size, grid_size=grid, num_patches=grid[0] * grid[1])
-    return old_grid, grid
+    return old_grid, grid, max(patch)
 
 
 def _check_rest(embed: PatchEmbed, ctx: Context, patch: Size) -> None:
@@ -54,37 +57,39 @@ def _sampled_per_forward(root: nn.Module) -> bool:
     return bool(getattr(root, "dynamic_img_size", False))
 
 
-def _projection(embed: nn.Module, ctx: Context, patch: Size) -> Changes:
+def _projection(embed: nn.Module, ctx: Context, patch: Size, **default: Any) -> Changes:
     """Resample the projection to another patch size, keeping the Conv2d and its Parameter."""
     proj: Any = embed.proj
     old = tuple(embed.patch_size)  # type: ignore[arg-type]
     if patch != old:
         if not isinstance(proj, nn.Conv2d):
             ctx.invalid(f"with patch_size={_of(patch)} needs a Conv2d projection, not {type(proj).__name__}")
-        yield from ctx.parameter(proj, "weight", ctx.patch_kernel(old, patch))
+        yield from ctx.parameter(proj, "weight", ctx.patch_kernel(old, patch, **default))
         yield from ctx.attribute(proj, kernel_size=patch, stride=patch)
         yield from ctx.attribute(embed, patch_size=patch)
 
 
 @register(HybridEmbed, state="img_size, feature_size, grid_size, num_patches", sizes="the backbone's map % patch")
-def plan_hybrid_embed(embed: HybridEmbed, ctx: Context) -> Changes:
-    """Set the sizes from a dry run of the backbone on the meta device; returns the old and the new grid."""
+def plan_hybrid_embed(embed: HybridEmbed, ctx: Context, *, mode: str = "bicubic", antialias: bool = True,
+                      align_corners: bool | None = None) -> Changes:  # fmt: skip
+    """Set the sizes from a dry run of the backbone on the meta device; returns as `plan_patch_embed`."""
     patch = ctx.request.patch_size or tuple(embed.patch_size)
     old_grid = tuple(embed.grid_size)
     feature = backbone_size(embed.backbone, ctx, embed.in_chans)
     grid = floor_div(feature, patch)
     if min(grid) < 1 or (not embed.dynamic_img_pad and (feature[0] % patch[0] or feature[1] % patch[1])):
         ctx.invalid(f"gives a {_by(feature)} feature map, not divisible by patch_size={_of(patch)}")
-    yield from _projection(embed, ctx, patch)
+    yield from _projection(embed, ctx, patch, mode=mode, antialias=antialias)
+    ratio = (ctx.new_size[0] // feature[0], ctx.new_size[1] // feature[1])
     yield from ctx.attribute(
         embed,
         img_size=ctx.new_size,
         feature_size=torch.Size(feature),
-        feature_ratio=(ctx.new_size[0] // feature[0], ctx.new_size[1] // feature[1]),
+        feature_ratio=ratio,
         grid_size=grid,
         num_patches=grid[0] * grid[1],
     )
-    return old_grid, grid
+    return old_grid, grid, max(ratio[0] * patch[0], ratio[1] * patch[1])
 
 
 def backbone_size(backbone: nn.Module, ctx: Context, in_chans: int) -> Size:

@@ -13,8 +13,9 @@ MODES = ("bicubic", "bilinear", "nearest")
 
 
 def pos_embed(
-    old: Size, new: Size, *, prefix: int = 0, dim: int = 1, mode: str = "bicubic", antialias: bool = True
-) -> Resample:
+    old: Size, new: Size, *, prefix: int = 0, dim: int = 1, mode: str = "bicubic", antialias: bool = True,
+    align_corners: bool | None = None,
+) -> Resample:  # fmt: skip
     """Map a flat position embedding (1, prefix + h*w, dim) from one grid to another.
 
     The first `prefix` rows (class, distillation, register tokens) are copied.
@@ -26,7 +27,7 @@ def pos_embed(
         >>> pos_embed((14, 14), (24, 16), prefix=1)(torch.randn(1, 197, 8)).shape
         torch.Size([1, 385, 8])
     """
-    return Resample(_interpolate(old, new, mode, antialias), dim=dim, flat=True, prefix=prefix)
+    return Resample(_interpolate(old, new, mode, antialias, align_corners), dim=dim, flat=True, prefix=prefix)
 
 
 def pos_embed_map(old: Size, new: Size, *, dim: int, mode: str = "bicubic", antialias: bool = True) -> Resample:
@@ -116,6 +117,8 @@ def patch_kernel(old: Size, new: Size, *, mode: str = "bicubic", antialias: bool
     return Resample(tuple(PatchKernel(a, b, mode, antialias) for a, b in zip(old, new, strict=True)), dim=2)
 
 
-def _interpolate(old: Size, new: Size, mode: str, antialias: bool) -> tuple[AxisMap, ...]:
-    use = antialias and mode != "nearest"
-    return tuple(Interpolate(a, b, mode, use) for a, b in zip(old, new, strict=True))
+def _interpolate(
+    old: Size, new: Size, mode: str, antialias: bool, align_corners: bool | None = None
+) -> tuple[AxisMap, ...]:
+    use = antialias and mode != "nearest" and not align_corners
+    return tuple(Interpolate(a, b, mode, use, align_corners) for a, b in zip(old, new, strict=True))
