@@ -1,6 +1,7 @@
 """Any timm model, at any image size, with its pretrained weights carried over."""
 
 from timm_resize.apply import resize_
+from timm_resize.checkpoint import resize_state_dict
 from timm_resize.errors import (
     CheckpointError,
     InvalidSizeError,
@@ -29,5 +30,6 @@ __all__ = [
     "plan_resize",
     "register",
     "resize_",
+    "resize_state_dict",
     "uninstall",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,24 +12,28 @@ from timm.models import _helpers
 from torch import Tensor, nn
 
 from timm_resize.apply import apply_plan
-from timm_resize.context import Invalid
-from timm_resize.errors import CheckpointError, ResizeError
-from timm_resize.geometry import parse_size, text
+from timm_resize.errors import CheckpointError
+from timm_resize.geometry import Size, parse_size
 from timm_resize.locate import current_size, find_model
-from timm_resize.planner import make_request, plan_request
+from timm_resize.planner import make_request, plan_request, shapes_at
 from timm_resize.resample import Resample
 
 _stock_load_checkpoint = _helpers.load_checkpoint
 
 
-def resize_state_dict(state_dict: dict[str, Tensor], model: nn.Module, *, source: Any = None, **options: Any) -> dict[str, Tensor]:
+SQUARES = tuple(sorted({*range(32, 1025, 16), *range(28, 1037, 14)}))
+"""Sides tried when a checkpoint fits no size that is on record: the multiples of 16 and of 14 px."""
+
+
+def resize_state_dict(state_dict: dict[str, Tensor], model: nn.Module, *, source: Any = None,
+                      **options: Any) -> dict[str, Tensor]:  # fmt: skip
     """Fit a checkpoint saved at one image size to a model at another.
 
     Args:
         state_dict: Tensors by timm's names. Not changed.
         model: The model that will load them, at its own size.
-        source: Image size (H, W) of the checkpoint. By default the model's present size or the one in its
-            `pretrained_cfg`, whichever the tensors' shapes fit.
+        source: Image size (H, W) of the checkpoint. By default the size on record that the tensors' shapes fit
+            (the model's, its `pretrained_cfg`'s), else the square one that they fit.
         **options: As for `plan_resize`.
 
     Returns:
@@ -36,40 +41,73 @@ def resize_state_dict(state_dict: dict[str, Tensor], model: nn.Module, *, source
 
     Raises:
         CheckpointError: The tensors fit no size that is known; give `source`.
+
+    Example:
+        >>> import timm, timm_resize
+        >>> small = timm.create_model("vit_tiny_patch16_224", img_size=96, depth=1)
+        >>> large = timm.create_model("vit_tiny_patch16_224", img_size=160, depth=1)
+        >>> large.load_state_dict(timm_resize.resize_state_dict(small.state_dict(), large))
+        <All keys matched successfully>
     """
     root = find_model(model)
     name, target = type(root).__name__, current_size(root)
-    shapes = {k: tuple(v.shape) for k, v in root.state_dict().items()}
-    if source is None and _fits(shapes, state_dict) is None:
+    size = source_size(state_dict, root) if source is None else parse_size(source, "source", name)
+    if size is None:
+        misfit = _misfit({k: tuple(v.shape) for k, v in root.state_dict().items()}, state_dict)
+        raise CheckpointError(
+            f"{name}: the checkpoint fits neither the model's {target} nor any square size: {misfit}. "
+            "Give source=(height, width), the image size it was saved at."
+        )
+    if size == target:
         return dict(state_dict)
-    config = (getattr(root, "pretrained_cfg", None) or {}).get("input_size") or ()
-    candidates = [parse_size(source, "source", name)] if source is not None else [tuple(config[1:])] * bool(config)
-    misfit = ""
-    for size in candidates:
+    shapes = {k: tuple(v.shape) for k, v in root.state_dict().items()}
+    misfit = None
+    for constructing in (True, False):  # with the constructor's windows, or with windows scaled like the image
         twin = meta_twin(root)
-        try:
-            apply_plan(twin, plan_request(twin, make_request(name, size, constructing=True)))
-        except (ResizeError, Invalid) as error:
-            misfit = str(error)
+        apply_plan(twin, plan_request(twin, make_request(name, size, constructing=constructing)))
+        if misfit := _misfit({k: tuple(v.shape) for k, v in twin.state_dict().items()}, state_dict):
             continue
-        misfit = _fits({k: tuple(v.shape) for k, v in twin.state_dict().items()}, state_dict) or ""
-        if not misfit:
-            plan = plan_request(twin, make_request(name, target, **options))
-            maps = {c.key: c.how for c in plan if isinstance(c.how, Resample)}
-            return {k: maps[k](v) if k in maps else v for k, v in state_dict.items()}
-    tried = " or ".join(text(c) for c in candidates) or "no size"
+        plan = plan_request(twin, make_request(name, target, constructing=constructing, **options))
+        maps = {c.key: c.how for c in plan if isinstance(c.how, Resample)}
+        out = {k: maps[k](v) if k in maps else v for k, v in state_dict.items()}
+        if not (misfit := _misfit(shapes, out)):
+            return out
     raise CheckpointError(
-        f"{name}: the checkpoint fits neither the model's {target} nor {tried}: {misfit}. "
+        f"{name}: the checkpoint is not of source={size}: {misfit}. "
         "Give source=(height, width), the image size it was saved at."
     )
 
 
-def _fits(shapes: dict[str, tuple[int, ...]], state_dict: dict[str, Any]) -> str | None:
+def source_size(state_dict: Mapping[str, Any], root: nn.Module, *hints: Size | None) -> Size | None:
+    """Return the image size whose tensor shapes `state_dict` has; None when no size tried fits.
+
+    Tried in this order: the model's present size, `hints`, the size in `pretrained_cfg`, squares. Shapes alone
+    cannot tell a 14x14 grid from a 7x28 one: the sizes on record come first, and only squares are guessed.
+    """
+    shapes = {k: tuple(v.shape) for k, v in root.state_dict().items()}
+    if _misfit(shapes, state_dict) is None:
+        return current_size(root)
+    config = (getattr(root, "pretrained_cfg", None) or {}).get("input_size") or ()
+    known = [size for size in (*hints, tuple(config[1:])) if size]
+    for size in (*known, *((s, s) for s in SQUARES)):
+        changed = shapes_at(root, size)
+        if changed is not None and _misfit({**shapes, **changed}, state_dict) is None:
+            return size  # type: ignore[return-value]
+    return None
+
+
+def _misfit(shapes: Mapping[str, tuple[int, ...] | None], state_dict: Mapping[str, Any]) -> str | None:
     """Return the first tensor whose shape differs, as text; None when all that both have agree."""
     for key, tensor in state_dict.items():
-        if key in shapes and isinstance(tensor, Tensor) and tuple(tensor.shape) != shapes[key]:
-            return f"{key} is {tuple(tensor.shape)}, not {shapes[key]}"
+        want = shapes.get(key)
+        if want is not None and isinstance(tensor, Tensor) and tuple(tensor.shape) != want and not _head(key):
+            return f"{key} is {tuple(tensor.shape)}, not {want}"
     return None
+
+
+def _head(key: str) -> bool:
+    """Whether a tensor belongs to a classifier, whose shape says nothing of the image size."""
+    return key.startswith(("head.", "head_dist.", "fc.", "classifier."))
 
 
 def meta_twin(model: nn.Module) -> nn.Module:

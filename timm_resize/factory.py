@@ -3,7 +3,8 @@
 The body of `timm.create_model` looks three names up in its module at each call: `_resolve_model_source`,
 `model_entrypoint` and `load_checkpoint`. Ours stand in for those three, either in timm's module (`install`)
 or in a private copy of its namespace (`create_model` here), so a `create_model` imported earlier under any
-name is reached, and both ways run timm's own code around ours.
+name is reached, and both ways run timm's own code around ours. A fourth name, `load_pretrained` in timm's
+builder, is replaced while a pretrained model is built at a size; other threads' calls pass through it.
 """
 
 from __future__ import annotations
@@ -13,17 +14,20 @@ import inspect
 import sys
 import threading
 import types
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.models import _factory, _features
+from timm.models import _builder, _factory, _features
 from torch import nn
 
 from timm_resize.apply import apply_plan, resize_
-from timm_resize.checkpoint import load_checkpoint
+from timm_resize.checkpoint import load_checkpoint, source_size
 from timm_resize.errors import ResizeError, UnsupportedModelError, near_names
+from timm_resize.geometry import Size, parse_size
 from timm_resize.locate import find_model, model_handler
 from timm_resize.planner import make_request, plan_request, takes_img_size
 
@@ -95,7 +99,8 @@ def _build(create_fn: Callable[..., nn.Module], pending: _Pending, *, pretrained
            **kwargs: Any) -> nn.Module:  # fmt: skip
     """Build at the checkpoint's size, load, then resize; without weights, let stock draw them at the size."""
     if pretrained:
-        model = create_fn(pretrained=True, **pending.saved, **kwargs)
+        with _loading(parse_size(pending.wanted["img_size"])):
+            model = create_fn(pretrained=True, **pending.saved, **kwargs)
         options = {k: v for k, v in pending.wanted.items() if k != "img_size"}
     else:
         model, options = _build_random(create_fn, pending, kwargs)
@@ -110,6 +115,54 @@ def _build(create_fn: Callable[..., nn.Module], pending: _Pending, *, pretrained
         model._model_args = dict(getattr(model, "_model_args", {}), **pending.wanted)  # type: ignore[assignment]
     _ensure_method(type(model))
     return model
+
+
+_stock_load_pretrained = _builder.load_pretrained
+_loads = {"now": 0}
+_loads_lock = threading.Lock()
+
+
+@contextmanager
+def _loading(target: Size) -> Iterator[None]:
+    """Let this thread's `load_pretrained` first bring the model to the checkpoint's own size."""
+    with _loads_lock:
+        _loads["now"] += 1
+        _builder.load_pretrained = _load_pretrained
+    _local.target = target
+    try:
+        yield
+    finally:
+        _local.target = None
+        with _loads_lock:
+            _loads["now"] -= 1
+            if not _loads["now"]:
+                _builder.load_pretrained = _stock_load_pretrained
+
+
+@functools.wraps(_stock_load_pretrained)
+def _load_pretrained(model: nn.Module, *args: Any, **kwargs: Any) -> None:
+    target = getattr(_local, "target", None)
+    if target is not None:
+        kwargs["filter_fn"] = functools.partial(_filter_at_source, kwargs.get("filter_fn"), target)
+    _stock_load_pretrained(model, *args, **kwargs)
+
+
+def _filter_at_source(filter_fn: Any, target: Size, state_dict: Any, model: nn.Module) -> Any:
+    """Resize the (still random) model to the checkpoint's size, so that stock's filter has nothing to interpolate."""
+    root = find_model(model)
+    if model_handler(root) is not None:
+        size = source_size(state_dict, root, target)
+        if size is not None:
+            request = make_request(type(root).__name__, size, constructing=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                apply_plan(root, plan_request(root, request))
+    if filter_fn is None:
+        return state_dict
+    try:
+        return filter_fn(state_dict, model)
+    except TypeError:  # as stock: filters of one argument
+        return filter_fn(state_dict)
 
 
 def _build_random(create_fn: Callable[..., nn.Module], pending: _Pending, kwargs: dict[str, Any]) -> Any:

@@ -138,6 +138,15 @@ def _changes(ctx: Context, handler: Handler | None) -> Any:
     yield from ctx.visit_rest()
 
 
+def shapes_at(root: nn.Module, size: Size, constructing: bool = True) -> dict[str, tuple[int, ...] | None] | None:
+    """Return the shapes of the tensors that change when `root` goes to `size`, by name; None for an invalid size."""
+    ctx = Context(root, Request(img_size=size, constructing=constructing), current_size(root), size)
+    try:
+        return {c.key: c.new for c in _changes(ctx, model_handler(root)) if c.kind != "attribute"}
+    except (Invalid, ResizeError):
+        return None
+
+
 def takes_img_size(cls: type) -> bool:
     """Whether the class's constructor has `img_size`."""
     return "img_size" in inspect.signature(cls.__init__).parameters

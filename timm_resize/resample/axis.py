@@ -27,7 +27,7 @@ class AxisMap:
 
     @property
     def is_identity(self) -> bool:
-        """Whether the axis keeps its coordinates (then every bit is kept)."""
+        """Whether the axis keeps its coordinates; when all axes of a map do, it copies every bit."""
         return self.old == self.new
 
     @property
@@ -55,7 +55,8 @@ class AxisMap:
 
 @lru_cache(maxsize=1024)
 def _cached(axis: AxisMap) -> Tensor:
-    with torch.inference_mode(False), torch.no_grad():
+    # kept for later callers, so none of the first caller's modes or default device may stick to it
+    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
         return axis.build()
 
 
@@ -101,6 +102,8 @@ class Geometric(AxisMap):
 
     Both sides are 2*window - 1 offsets. Old offsets are placed 1, 1+q, 1+q+q² … apart so that they
     reach as far as the new ones, with q bisected in 1.01..1.5; beyond their reach the last value holds.
+    As q is at least 1.01, shrinking reads about a centre crop, and an axis that keeps its window while the other
+    changes is read at slightly smaller offsets: stock does so, and so do we.
 
     Source: BEiT fine-tuning (unilm, beit/run_class_finetuning.py) with linear interpolation as in
     timm.layers.pos_embed_rel.resize_rel_pos_bias_table.
@@ -142,8 +145,8 @@ class MirroredOffset(AxisMap):
     """A table over |offset| = 0..n-1, mirrored to an even function, interpolated corner to corner.
 
     Offset 0 and the last offset keep their values exactly; half-pixel sampling would move both.
-    When the axis shrinks with `antialias`, a normalised triangle as wide as the new spacing is taken instead
-    of the cubic, except at the two pinned offsets.
+    Growing is torch's interpolation with align_corners. It has no antialias with align_corners, so shrinking with
+    `antialias` takes torch's antialias kernel for `mode`, as wide as the new spacing, at corner-aligned centres.
     """
 
     mode: str = "bicubic"
@@ -157,8 +160,8 @@ class MirroredOffset(AxisMap):
             matrix[:, 0] = 1.0
             return matrix
         mirrored_old, mirrored_new = 2 * old - 1, 2 * new - 1
-        if self.antialias and new < old:
-            full = _triangle(mirrored_old, mirrored_new)
+        if self.antialias and new < old and self.mode in _KERNELS:
+            full = _corner_aligned(mirrored_old, mirrored_new, self.mode)
         else:
             full = _interpolation(mirrored_old, mirrored_new, self.mode, False, True)
         half = full[new - 1 :]  # offsets 0..new-1 of the even function
@@ -175,21 +178,39 @@ class MirroredOffset(AxisMap):
         return f"{self.mode} over mirrored offsets"
 
 
-def _triangle(old: int, new: int) -> Tensor:
-    """Return a corner-aligned (new, old) matrix whose rows are triangles of the new spacing."""
+def _corner_aligned(old: int, new: int, mode: str) -> Tensor:
+    """Return a corner-aligned shrinking (new, old) matrix; rows are kernels as wide as the new spacing, sum 1."""
     spacing = (old - 1) / (new - 1)
     centre = torch.arange(new, dtype=torch.float64)[:, None] * spacing
-    weight = (1.0 - (torch.arange(old, dtype=torch.float64) - centre).abs() / spacing).clamp(min=0.0)
+    weight = _KERNELS[mode]((torch.arange(old, dtype=torch.float64) - centre).abs() / spacing)
     return weight / weight.sum(1, keepdim=True)
+
+
+def _cubic(x: Tensor) -> Tensor:
+    """Return Keys' cubic convolution kernel at distance `x` >= 0, a = -0.5 as in torch's antialias.
+
+    Source: Keys, Cubic convolution interpolation for digital image processing, 1981, equation 15.
+    """
+    near, far = ((1.5 * x - 2.5) * x) * x + 1.0, ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
+    return torch.where(x < 1.0, near, torch.where(x < 2.0, far, 0.0))
+
+
+def _triangle(x: Tensor) -> Tensor:
+    """Return the linear interpolation kernel at distance `x` >= 0."""
+    return (1.0 - x).clamp(min=0.0)
+
+
+_KERNELS = {"bicubic": _cubic, "bilinear": _triangle}
 
 
 @dataclass(frozen=True)
 class Adjoint(AxisMap):
     """The map for weights that read a grid, so that they read the resized grid the same way.
 
-    For weights w over the old grid and the resize U of the grid itself, growing axes take pinv(U)ᵀ, so that
-    ⟨w', U x⟩ = ⟨w, x⟩ for every x; shrinking axes take the transpose of the new → old interpolation, that is,
-    w' reads a small grid as w reads it enlarged. A constant grid gives the same sum either way.
+    With w over the old grid and U the interpolation old → new, a growing axis takes w' = pinv(U)ᵀ w: then
+    ⟨w', U x⟩ = ⟨w, x⟩ for every grid x. A shrinking axis takes w' = Eᵀ w, E the interpolation new → old: a small
+    grid is read as w reads it enlarged. So shrinking undoes growing exactly (E is that U), and a constant grid
+    gives the same sum either way; with pinv(U)ᵀ a shrinking axis would keep neither.
 
     Source: FlexiViT, arXiv 2212.08013, section 3.4 (pseudo-inverse resize).
     """
@@ -199,7 +220,9 @@ class Adjoint(AxisMap):
 
     def build(self) -> Tensor:
         """Return the (new, old) matrix, float64."""
-        if self.new >= self.old:
+        if self.new == self.old:
+            return torch.eye(self.old, dtype=torch.float64)
+        if self.new > self.old:
             grow = _interpolation(self.old, self.new, self.mode, self.antialias)
             return torch.linalg.pinv(grow).T.contiguous()
         return _interpolation(self.new, self.old, self.mode, self.antialias).T.contiguous()
@@ -231,19 +254,26 @@ class PatchKernel(AxisMap):
         return f"pseudo-inverse {self.mode}"
 
 
-
-
 @dataclass(frozen=True)
 class Magnitude(AxisMap):
     """The map of squares that bounds another map: its absolute entries, each row times its own sum."""
 
-    of: AxisMap | None = None
+    of: AxisMap
+
+    def rebase(self, source: tuple[Any, ...]) -> AxisMap:
+        """Return the bound of the rebased map."""
+        of = self.of.rebase(source)
+        return Magnitude(of.old, of.new, of)
 
     def build(self) -> Tensor:
         """Return the (new, old) matrix, float64."""
-        assert self.of is not None
         entries = self.of.matrix().abs()
         return entries * entries.sum(1, keepdim=True)
+
+    @property
+    def source(self) -> tuple[Any, ...]:
+        """The old side's coordinates as plain values, for `rebase`."""
+        return self.of.source
 
     @property
     def label(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -57,11 +58,13 @@ class Resample:
     def shape(self, old: Sequence[int]) -> tuple[int, ...]:
         """Return the shape that a tensor of shape `old` gets; ValueError when it does not fit."""
         shape, count = list(old), len(self.axes)
+        if len(shape) < self.dim + (1 if self.flat else count):
+            raise ValueError(f"{tuple(old)} has no grid at dimension {self.dim}")
         if self.flat:
-            have, want = shape[self.dim] - self.prefix - self.suffix, _product(a.old for a in self.axes)
+            have, want = shape[self.dim] - self.prefix - self.suffix, math.prod(a.old for a in self.axes)
             if have != want:
                 raise ValueError(f"dimension {self.dim} of {tuple(old)} holds {have} grid entries, not {want}")
-            shape[self.dim] = _product(a.new for a in self.axes) + self.prefix + self.suffix
+            shape[self.dim] = math.prod(a.new for a in self.axes) + self.prefix + self.suffix
         else:
             if shape[self.dim : self.dim + count] != [a.old for a in self.axes]:
                 raise ValueError(f"{tuple(old)} has no grid {[a.old for a in self.axes]} at dimension {self.dim}")
@@ -71,15 +74,17 @@ class Resample:
     def __call__(self, tensor: Tensor) -> Tensor:
         """Return the resampled tensor: a new one, contiguous, of the same dtype and device.
 
-        Computed in float32 (float64 stays float64). Non-grid entries are copied bit for bit.
+        Computed in float64: float32 products may run in TF32 or bfloat16, by the user's matmul precision or under
+        autocast. Non-grid entries are copied bit for bit.
         """
         shape = self.shape(tensor.shape)
         if tensor.is_meta:
             return tensor.new_empty(shape)
         if self.is_identity:
             return tensor.detach().clone(memory_format=torch.contiguous_format)
-        out = self._map(tensor.detach())
-        return self.then(out) if self.then else out
+        device = tensor.device if tensor.device.type in _HAVE_FLOAT64 else torch.device("cpu")
+        out = self._apply(tensor.detach().to(device, torch.float64))
+        return out.to(tensor.device, tensor.dtype).contiguous()
 
     def second_moment(self, tensor: Tensor) -> Tensor:
         """Map a running mean of squares so that it stays one: non-negative, and no less than the mean squared.
@@ -93,33 +98,28 @@ class Resample:
         axes = tuple(a if a.is_identity else Magnitude(a.old, a.new, a) for a in self.axes)
         return replace(self, axes=axes, then=self.then._magnitude() if self.then else None)
 
-    def _map(self, tensor: Tensor) -> Tensor:
-        """Apply `axes` alone."""
-        if all(axis.is_identity for axis in self.axes):
-            return tensor
-        if self.flat and (self.prefix or self.suffix):
-            sizes = [self.prefix, tensor.shape[self.dim] - self.prefix - self.suffix, self.suffix]
-            head, grid, tail = tensor.split(sizes, self.dim)
-            return torch.cat([head, self._grid(grid), tail], self.dim)
-        return self._grid(tensor)
+    def _apply(self, tensor: Tensor) -> Tensor:
+        """Map a float64 tensor by `axes`, then by `then`."""
+        if not all(axis.is_identity for axis in self.axes):
+            if self.flat and (self.prefix or self.suffix):
+                sizes = [self.prefix, tensor.shape[self.dim] - self.prefix - self.suffix, self.suffix]
+                head, grid, tail = tensor.split(sizes, self.dim)
+                tensor = torch.cat([head, self._grid(grid), tail], self.dim)
+            else:
+                tensor = self._grid(tensor)
+        return self.then._apply(tensor) if self.then else tensor
 
     def _grid(self, tensor: Tensor) -> Tensor:
+        """Map a float64 tensor whose grid has no prefix or suffix by `axes`, one matrix product each."""
         shape, dim = list(tensor.shape), self.dim
-        spatial = 1 if self.flat else len(self.axes)
-        lead, trail = _product(shape[:dim]), _product(shape[dim + spatial :])
-        work = torch.float64 if tensor.dtype == torch.float64 else torch.float32
-        out = tensor.to(work).reshape(lead, *(a.old for a in self.axes), trail)
+        lead, rest = shape[:dim], shape[dim + (1 if self.flat else len(self.axes)) :]
+        sides = [axis.old for axis in self.axes]
         for i, axis in enumerate(self.axes):
-            matrix = axis.matrix().to(device=tensor.device, dtype=work)
-            before, after = _product(out.shape[: i + 1]), _product(out.shape[i + 2 :])
-            done = [*out.shape[: i + 1], axis.new, *out.shape[i + 2 :]]
-            out = (matrix @ out.reshape(before, axis.old, after)).reshape(done)  # (before, new, after)
-        new_spatial = [_product(a.new for a in self.axes)] if self.flat else [a.new for a in self.axes]
-        return out.reshape(*shape[:dim], *new_spatial, *shape[dim + spatial :]).to(tensor.dtype)
+            before, after = math.prod(lead + sides[:i]), math.prod(sides[i + 1 :] + rest)
+            tensor = axis.matrix().to(tensor.device) @ tensor.reshape(before, axis.old, after)
+            sides[i] = axis.new
+        return tensor.reshape(lead + ([math.prod(sides)] if self.flat else sides) + rest)
 
 
-def _product(values: Any) -> int:
-    out = 1
-    for value in values:
-        out *= int(value)
-    return out
+_HAVE_FLOAT64 = ("cpu", "cuda")
+"""Devices that certainly compute in float64; for others the work is done on the CPU."""

@@ -30,9 +30,15 @@ def pos_embed(
     return Resample(_interpolate(old, new, mode, antialias, align_corners), dim=dim, flat=True, prefix=prefix)
 
 
-def pos_embed_map(old: Size, new: Size, *, dim: int, mode: str = "bicubic", antialias: bool = True) -> Resample:
-    """Map a position embedding kept as a map: NHWC for `dim` = 1, NCHW for `dim` = 2."""
-    return Resample(_interpolate(old, new, mode, antialias), dim=dim)
+def pos_embed_map(
+    old: Size, new: Size, *, dim: int, mode: str = "bicubic", antialias: bool = True,
+    align_corners: bool | None = None,
+) -> Resample:  # fmt: skip
+    """Map a position embedding kept as a map: NHWC for `dim` = 1, NCHW for `dim` = 2.
+
+    Source: timm.layers.resample_abs_pos_embed_nhwc.
+    """
+    return Resample(_interpolate(old, new, mode, antialias, align_corners), dim=dim)
 
 
 def rel_pos_table(
