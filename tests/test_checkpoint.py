@@ -39,6 +39,27 @@ def test_a_file_that_is_not_of_the_configured_size_is_read_at_its_own(tmp_path, 
     assert all(torch.equal(t, tensors(want)[n]) for n, t in tensors(ours).items())
 
 
+def test_a_file_of_the_asked_patch_size_is_read_as_it_is(tmp_path):
+    """A file saved at patch 8 and 96 px, asked for so, loads bit for bit although the name says patch 16, 224 px."""
+    model = at(96, patch_size=8)
+    path = str(tmp_path / "weights.safetensors")
+    save_file(model.state_dict(), path)
+    ours = timm_resize.create_model(
+        "vit_tiny_patch16_224", img_size=96, patch_size=8, depth=1, num_classes=2, pretrained=True,
+        pretrained_cfg_overlay=dict(file=path, num_classes=2),
+    )  # fmt: skip
+    assert all(torch.equal(t, tensors(model)[n]) for n, t in tensors(ours).items())
+
+
+def test_a_state_dict_of_another_patch_size_is_fitted():
+    """Patch 16 into patch 8 equals stock's own `set_input_size` with that patch size."""
+    coarse, fine = at(96), at(96, patch_size=8)
+    fine.load_state_dict(timm_resize.resize_state_dict(coarse.state_dict(), fine))
+    coarse.set_input_size((96, 96), patch_size=8)
+    for name, tensor in tensors(fine).items():
+        torch.testing.assert_close(tensor, tensors(coarse)[name], atol=2e-5, rtol=0)
+
+
 def test_state_dicts_are_fitted_by_source():
     """With `source` a non-square checkpoint is resampled from its own grid, though 7x28 has as many tokens as 14x14."""
     wide, square = at((112, 448)), at(224)

@@ -173,3 +173,10 @@ def test_a_million_pixels_a_side_is_a_plan_not_an_allocation(model):
     """10^6 px gives a plan with the shape it would need; nothing is allocated."""
     plan = timm_resize.plan_resize(model, 1_000_000)
     assert next(c.new for c in plan if c.name == "pos_embed") == (1, 1 + 62500 * 62500, 192)
+
+
+def test_a_traced_feature_graph_is_refused():
+    """A feature extractor traced by torch.fx has its token counts compiled in; the error names the other kinds."""
+    graph = stock("vit_tiny_patch16_224", depth=1, features_only=True, feature_cls="fx", out_indices=(0,))
+    with pytest.raises(timm_resize.UnsupportedModelError, match="is a traced graph .* feature_cls='getter' or 'list'"):
+        timm_resize.resize_(graph, 64)

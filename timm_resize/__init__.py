@@ -10,9 +10,10 @@ from timm_resize.errors import (
     UnsupportedModelError,
 )
 from timm_resize.factory import create_model, install, uninstall
+from timm_resize.hub import save_pretrained
 from timm_resize.plan import Change, ResizePlan
 from timm_resize.planner import nearest_sizes, plan_resize
-from timm_resize.registry import register
+from timm_resize.registry import families, register
 
 __version__ = "0.1.0"
 
@@ -25,11 +26,13 @@ __all__ = [
     "StalePlanError",
     "UnsupportedModelError",
     "create_model",
+    "families",
     "install",
     "nearest_sizes",
     "plan_resize",
     "register",
     "resize_",
     "resize_state_dict",
+    "save_pretrained",
     "uninstall",
 ]

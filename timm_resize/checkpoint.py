@@ -51,22 +51,25 @@ def resize_state_dict(state_dict: dict[str, Tensor], model: nn.Module, *, source
     """
     root = find_model(model)
     name, target = type(root).__name__, current_size(root)
-    size = source_size(state_dict, root) if source is None else parse_size(source, "source", name)
-    if size is None:
+    found = source_geometry(state_dict, root) if source is None else {"img_size": parse_size(source, "source", name)}
+    if found is None:
         misfit = _misfit({k: tuple(v.shape) for k, v in root.state_dict().items()}, state_dict)
         raise CheckpointError(
             f"{name}: the checkpoint fits neither the model's {target} nor any square size: {misfit}. "
             "Give source=(height, width), the image size it was saved at."
         )
-    if size == target:
+    size = found.get("img_size", target)
+    if size == target and "patch_size" not in found:
         return dict(state_dict)
     shapes = {k: tuple(v.shape) for k, v in root.state_dict().items()}
     misfit = None
     for constructing in (True, False):  # with the constructor's windows, or with windows scaled like the image
         twin = meta_twin(root)
-        apply_plan(twin, plan_request(twin, make_request(name, size, constructing=constructing)))
+        apply_plan(twin, plan_request(twin, make_request(name, **found, constructing=constructing)))
         if misfit := _misfit({k: tuple(v.shape) for k, v in twin.state_dict().items()}, state_dict):
             continue
+        if "patch_size" in found:
+            options = {"patch_size": patch_size(root), **options}
         plan = plan_request(twin, make_request(name, target, constructing=constructing, **options))
         maps = {c.key: c.how for c in plan if isinstance(c.how, Resample)}
         out = {k: maps[k](v) if k in maps else v for k, v in state_dict.items()}
@@ -78,21 +81,41 @@ def resize_state_dict(state_dict: dict[str, Tensor], model: nn.Module, *, source
     )
 
 
-def source_size(state_dict: Mapping[str, Any], root: nn.Module, *hints: Size | None) -> Size | None:
-    """Return the image size whose tensor shapes `state_dict` has; None when no size tried fits.
+def source_geometry(state_dict: Mapping[str, Any], root: nn.Module, *hints: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the geometry (`img_size`, perhaps `patch_size`, `window_size`) whose tensor shapes `state_dict` has.
 
-    Tried in this order: the model's present size, `hints`, the size in `pretrained_cfg`, squares. Shapes alone
-    cannot tell a 14x14 grid from a 7x28 one: the sizes on record come first, and only squares are guessed.
+    Tried in this order: the model's present geometry, `hints`, the size in `pretrained_cfg`, squares, each also
+    with the patch size of the checkpoint's projection. Shapes alone cannot tell a 14x14 grid from a 7x28 one: the
+    sizes on record come first, and only squares are guessed.
+
+    Returns:
+        Keywords for `make_request`, empty for the present geometry; None when nothing fits.
     """
     shapes = {k: tuple(v.shape) for k, v in root.state_dict().items()}
     if _misfit(shapes, state_dict) is None:
-        return current_size(root)
+        return {}
     config = (getattr(root, "pretrained_cfg", None) or {}).get("input_size") or ()
-    known = [size for size in (*hints, tuple(config[1:])) if size]
-    for size in (*known, *((s, s) for s in SQUARES)):
-        changed = shapes_at(root, size)
+    squares = [{"img_size": (s, s)} for s in SQUARES]
+    sizes = [*hints, *([{"img_size": tuple(config[1:])}] if config else []), *squares]
+    patch = _patch_of(state_dict, shapes)
+    for options in ([{**s, "patch_size": patch} for s in sizes] if patch else sizes):
+        changed = shapes_at(root, **options)
         if changed is not None and _misfit({**shapes, **changed}, state_dict) is None:
-            return size  # type: ignore[return-value]
+            return dict(options)
+    return None
+
+
+def patch_size(root: nn.Module) -> Any:
+    """Return the patch size of the model's patch embedding, None when it has none."""
+    return getattr(getattr(root, "patch_embed", None) or getattr(root, "stem", None), "patch_size", None)
+
+
+def _patch_of(state_dict: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Size | None:
+    """Return the checkpoint's patch size where its patch projection has another kernel than the model's."""
+    for key in ("patch_embed.proj.weight", "stem.proj.weight"):
+        weight = state_dict.get(key)
+        if isinstance(weight, Tensor) and weight.dim() == 4 and tuple(weight.shape[2:]) != shapes.get(key, ())[2:]:
+            return int(weight.shape[2]), int(weight.shape[3])
     return None
 
 

@@ -18,7 +18,7 @@ from timm_resize.resample import Resample, patch_kernel, pos_embed, pos_embed_ma
 Changes = Generator[Change, None, Any]
 
 
-class Invalid(Exception):
+class Invalid(Exception):  # noqa: N818  (a signal between handler and planner, never seen by users)
     """Raised by a handler for a size that cannot work; the planner adds the nearest valid ones."""
 
 

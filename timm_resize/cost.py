@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from timm_resize.checkpoint import meta_twin
 from timm_resize.errors import ResizeError
-from timm_resize.geometry import Size, parse_size, text
+from timm_resize.geometry import Size, ceil_div, parse_size, text
 from timm_resize.locate import current_size, find_model
 
 _aten = torch.ops.aten
@@ -31,8 +31,8 @@ class Cost:
 
     Attributes:
         img_size: Image size (H, W).
-        tokens: Positions of the feature maps that timm's `feature_info` names, prefix tokens included, each count
-            once, in order: (197,) for a ViT, (3136, 784, 196, 49) for a Swin. Empty when the model names none.
+        tokens: Positions in the outputs of the modules that timm's `feature_info` names, prefix tokens included,
+            equal ones in a row once: (197,) for a ViT, (3136, 784, 196, 49) for a Swin. Empty when it names none.
         flops: Floating-point operations of matrix products and convolutions, two per multiply-add. Elementwise
             operations, normalisation, pooling and interpolation are not counted.
         parameters: Number of parameters.
@@ -68,7 +68,7 @@ def measure(model: nn.Module, img_size: Any = None) -> Cost:
     size = current_size(root) if img_size is None else parse_size(img_size, "img_size", name)
     if size is None:
         raise ResizeError(f"{name}: img_size=None and the model records no size. Give img_size=224.")
-    twin = meta_twin(root).eval()
+    twin = meta_twin(root).eval().requires_grad_(False)
     weight = next((p for p in twin.parameters() if p.is_floating_point()), torch.empty(0))
     image = torch.empty(1, _channels(twin), *size, device="meta", dtype=weight.dtype)
     scores = _Scores()
@@ -81,7 +81,7 @@ def measure(model: nn.Module, img_size: Any = None) -> Cost:
             reason = " ".join(str(error).split())
             raise ResizeError(f"{name}: img_size={size} cannot be measured on the meta device: {reason}.") from None
     parameters = sum(p.numel() for p in twin.parameters())
-    return Cost(size, tuple(tokens), flops.get_total_flops(), parameters, tuple(scores.attention()))
+    return Cost(size, tuple(tokens) or _by_reduction(twin, size), flops.get_total_flops(), parameters, tuple(scores.attention()))
 
 
 def _channels(model: nn.Module) -> int:
@@ -98,7 +98,7 @@ def _positions(model: nn.Module) -> Iterator[list[int]]:
     def watch(module: nn.Module, channels: int) -> None:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
             tensor = output[0] if isinstance(output, (tuple, list)) else output
-            if isinstance(tensor, Tensor) and tensor.numel() % channels == 0:
+            if isinstance(tensor, Tensor) and channels in tensor.shape[1:]:
                 count = tensor.numel() // channels  # whatever the layout: NCHW, NHWC, NLC
                 if not counts or counts[-1] != count:
                     counts.append(count)
@@ -116,6 +116,12 @@ def _positions(model: nn.Module) -> Iterator[list[int]]:
             handle.remove()
 
 
+def _by_reduction(model: nn.Module, size: Size) -> tuple[int, ...]:
+    """Return the grids that `feature_info` promises, for models whose entries name no module that runs."""
+    grids = [ceil_div(size, int(info["reduction"])) for info in _features(model) if info.get("reduction")]
+    return tuple(dict.fromkeys(h * w for h, w in grids))
+
+
 def _features(model: nn.Module) -> list[dict[str, Any]]:
     info: Any = getattr(model, "feature_info", None) or []
     return list(getattr(info, "info", info))
@@ -123,9 +129,12 @@ def _features(model: nn.Module) -> list[dict[str, Any]]:
 
 def _module(model: nn.Module, path: str) -> nn.Module | None:
     try:
-        return model.get_submodule(path) if path else None
+        module = model.get_submodule(path) if path else None
     except AttributeError:
         return None
+    while isinstance(module, nn.ModuleList) and len(module):  # never called itself
+        module = module[-1]
+    return module
 
 
 class _Scores(TorchDispatchMode):

@@ -25,9 +25,8 @@ from timm.models import _builder, _factory, _features
 from torch import nn
 
 from timm_resize.apply import apply_plan, resize_
-from timm_resize.checkpoint import load_checkpoint, source_size
+from timm_resize.checkpoint import load_checkpoint, source_geometry
 from timm_resize.errors import ResizeError, UnsupportedModelError, near_names
-from timm_resize.geometry import Size, parse_size
 from timm_resize.locate import find_model, model_handler
 from timm_resize.planner import make_request, plan_request, takes_img_size
 
@@ -91,7 +90,7 @@ def _model_entrypoint(model_name: str, *args: Any, **kwargs: Any) -> Callable[..
     create_fn = _stock["model_entrypoint"](model_name, *args, **kwargs)
     pending, _local.pending = getattr(_local, "pending", None), None
     if pending is None:
-        return create_fn  # type: ignore[no-any-return]
+        return create_fn
     return functools.partial(_build, create_fn, pending)
 
 
@@ -99,7 +98,7 @@ def _build(create_fn: Callable[..., nn.Module], pending: _Pending, *, pretrained
            **kwargs: Any) -> nn.Module:  # fmt: skip
     """Build at the checkpoint's size, load, then resize; without weights, let stock draw them at the size."""
     if pretrained:
-        with _loading(parse_size(pending.wanted["img_size"])):
+        with _loading(pending.wanted):
             model = create_fn(pretrained=True, **pending.saved, **kwargs)
         options = {k: v for k, v in pending.wanted.items() if k != "img_size"}
     else:
@@ -108,7 +107,10 @@ def _build(create_fn: Callable[..., nn.Module], pending: _Pending, *, pretrained
     root = find_model(model)
     if model_handler(root) is None and not pretrained and not options:
         return model  # stock took the size for a class that nobody taught us
-    request = make_request(type(root).__name__, img_size, constructing=True, **options, **pending.own)
+    own = pending.own
+    if pretrained and not own and (getattr(root, "pretrained_cfg", None) or {}).get("custom_load"):
+        own = {"preset": "big_vision"}  # stock's loader of JAX archives interpolates so, not as its filters do
+    request = make_request(type(root).__name__, img_size, constructing=True, **options, **own)
     apply_plan(root, plan_request(root, request), outer=model)
     handler = model_handler(root)
     if takes_img_size(handler.cls if handler else type(root)):
@@ -123,7 +125,7 @@ _loads_lock = threading.Lock()
 
 
 @contextmanager
-def _loading(target: Size) -> Iterator[None]:
+def _loading(target: dict[str, Any]) -> Iterator[None]:
     """Let this thread's `load_pretrained` first bring the model to the checkpoint's own size."""
     with _loads_lock:
         _loads["now"] += 1
@@ -147,13 +149,13 @@ def _load_pretrained(model: nn.Module, *args: Any, **kwargs: Any) -> None:
     _stock_load_pretrained(model, *args, **kwargs)
 
 
-def _filter_at_source(filter_fn: Any, target: Size, state_dict: Any, model: nn.Module) -> Any:
+def _filter_at_source(filter_fn: Any, target: dict[str, Any], state_dict: Any, model: nn.Module) -> Any:
     """Resize the (still random) model to the checkpoint's size, so that stock's filter has nothing to interpolate."""
     root = find_model(model)
     if model_handler(root) is not None:
-        size = source_size(state_dict, root, target)
-        if size is not None:
-            request = make_request(type(root).__name__, size, constructing=True)
+        found = source_geometry(state_dict, root, target)
+        if found:
+            request = make_request(type(root).__name__, **found, constructing=True)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 apply_plan(root, plan_request(root, request))
@@ -217,7 +219,7 @@ def create_model(model_name: str, pretrained: bool = False, **kwargs: Any) -> nn
     run = types.FunctionType(_stock_create_model.__code__, namespace, "create_model",
                              _stock_create_model.__defaults__)  # fmt: skip
     run.__kwdefaults__ = _stock_create_model.__kwdefaults__
-    return run(model_name, pretrained, **kwargs)  # type: ignore[no-any-return]
+    return run(model_name, pretrained, **kwargs)
 
 
 class _Installed:
@@ -281,9 +283,9 @@ def uninstall() -> None:
                 setattr(_factory, name, stock)
             for cls, method in _installed.classes.items():
                 if method is None:
-                    del cls.set_input_size
+                    delattr(cls, "set_input_size")
                 else:
-                    cls.set_input_size = method
+                    setattr(cls, "set_input_size", method)  # noqa: B010
             _installed.classes.clear()
 
 
@@ -312,7 +314,7 @@ def _ensure_method(cls: type, force: bool = False) -> None:
         method = _method(getattr(cls, "set_input_size", None))
         _ours.add(method)
         _installed.classes[cls] = stock
-        cls.set_input_size = method  # type: ignore[attr-defined]
+        setattr(cls, "set_input_size", method)  # noqa: B010
 
 
 _ours: set[Any] = set()

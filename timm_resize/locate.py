@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 import torch
+import torch.fx
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -73,8 +74,14 @@ def _refuse_wrapper(model: nn.Module) -> None:
 def refuse_state(root: nn.Module) -> None:
     """Raise UnsupportedModelError for layers whose tensors are not plain parameters."""
     name = type(root).__name__
+    handler = model_handler(root)
     for path, module in root.named_modules():
         _refuse_wrapper(module)
+        if isinstance(module, torch.fx.GraphModule) and (handler is None or handler.state):
+            raise UnsupportedModelError(
+                f"{name}: {path or 'the model'} is a traced graph with its shapes compiled in. Build the features with "
+                "feature_cls='getter' or 'list', or resize the model before tracing it."
+            )
         if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized", "torch.ao.nn.intrinsic")):
             raise UnsupportedModelError(
                 f"{name}: {path} is quantised ({type(module).__name__}). Resize the float model, then quantise it."
@@ -91,9 +98,11 @@ def model_handler(model: nn.Module) -> Handler | None:
     handler = handler_for(type(model))
     if handler is not None:
         return handler if handler.is_model else None
-    if type(model).__module__ != "timm.models._features" or {"model", "body"} & model._modules.keys():
-        return None
-    return _origin_handler(getattr(model, "pretrained_cfg", None) or {})
+    origin = _origin_handler(getattr(model, "pretrained_cfg", None) or {})
+    if type(model).__module__ == "timm.models._features_fx":  # a traced graph: only where no size is compiled in
+        return origin if origin is not None and not origin.state else None
+    rewritten = type(model).__module__ == "timm.models._features" and not {"model", "body"} & model._modules.keys()
+    return origin if rewritten else None
 
 
 def _origin_handler(cfg: dict[str, Any]) -> Handler | None:

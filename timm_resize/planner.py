@@ -138,10 +138,13 @@ def _changes(ctx: Context, handler: Handler | None) -> Any:
     yield from ctx.visit_rest()
 
 
-def shapes_at(root: nn.Module, size: Size, constructing: bool = True) -> dict[str, tuple[int, ...] | None] | None:
-    """Return the shapes of the tensors that change when `root` goes to `size`, by name; None for an invalid size."""
-    ctx = Context(root, Request(img_size=size, constructing=constructing), current_size(root), size)
+def shapes_at(root: nn.Module, **options: Any) -> dict[str, tuple[int, ...] | None] | None:
+    """Return the shapes of the tensors that change when `root` is constructed so, by name; None where it cannot be."""
     try:
+        request = make_request(type(root).__name__, constructing=True, **options)
+        size = request.img_size or current_size(root)
+        assert size is not None
+        ctx = Context(root, request, current_size(root), size)
         return {c.key: c.new for c in _changes(ctx, model_handler(root)) if c.kind != "attribute"}
     except (Invalid, ResizeError):
         return None
@@ -149,7 +152,7 @@ def shapes_at(root: nn.Module, size: Size, constructing: bool = True) -> dict[st
 
 def takes_img_size(cls: type) -> bool:
     """Whether the class's constructor has `img_size`."""
-    return "img_size" in inspect.signature(cls.__init__).parameters
+    return "img_size" in inspect.signature(cls).parameters
 
 
 def _bookkeeping(ctx: Context, new: Size) -> list[Change]:

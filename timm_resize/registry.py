@@ -120,6 +120,17 @@ def handlers() -> list[Handler]:
     return sorted(_handlers.values(), key=lambda h: h.cls.__name__)
 
 
+def families() -> tuple[Handler, ...]:
+    """Return what is registered for whole models: class, what depends on the size, method, valid sizes, options.
+
+    Example:
+        >>> import timm_resize
+        >>> next(f.state for f in timm_resize.families() if f.cls.__name__ == "VisionTransformer")
+        'pos_embed (1, prefix + h*w, dim)'
+    """
+    return tuple(h for h in handlers() if h.is_model)
+
+
 def load_families() -> None:
     """Import every module of `timm_resize.families` and every entry point, once."""
     global _loaded

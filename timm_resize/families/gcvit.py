@@ -8,6 +8,7 @@ from timm.models.gcvit import GlobalContextVit, GlobalContextVitStage
 from torch import nn
 
 from timm_resize.context import Changes, Context
+from timm_resize.errors import ResizeError
 from timm_resize.geometry import Size, floor_div, text
 from timm_resize.registry import register
 
@@ -20,7 +21,7 @@ STEM_STRIDE = 4
     method="tables resampled; windows scale with the image",
     sizes="multiples of 32",
     options=("window_size",),
-    examples={"gcvit_xxtiny": {"depths": (2, 2, 2, 2), "embed_dim": 16, "num_heads": (1, 2, 4, 8)}},
+    examples={"gcvit_xxtiny": {"embed_dim": 16}},
 )
 def plan_gcvit(model: GlobalContextVit, ctx: Context) -> Changes:
     """Give each stage the window that its global query has: the stage's map after its pooling layers.
@@ -46,15 +47,17 @@ def _pools(stage: GlobalContextVitStage) -> int:
 
 
 def _check_asked(ctx: Context, stages: list[Any], windows: list[Size]) -> None:
-    """Refuse windows, asked for or to be kept, that the global query does not have."""
-    asked: Any = ctx.window_sizes(len(stages))
-    reason = f"window_size={ctx.option('window_size')!r}"
-    if asked is None and ctx.request.window_policy == "keep":
-        asked = [tuple(stage.blocks[0].window_size) for stage in stages]
-        reason = "window_policy='keep'"
+    """Refuse windows, asked for or to be kept, that the global queries do not have."""
+    asked = ctx.window_sizes(len(stages))
     if asked is not None and list(asked) != windows:
-        have = ", ".join(text(w) for w in windows)
-        ctx.invalid(f"gives global queries of {have} tokens, which the windows have to match, against {reason}")
+        raise ResizeError(
+            f"{type(ctx.root).__name__}: window_size={ctx.option('window_size')!r} is not that of the global queries, "
+            f"whose pooling is part of the weights. Use window_size={tuple(windows)} for img_size={ctx.new_size}."
+        )
+    present = [tuple(stage.blocks[0].window_size) for stage in stages]
+    if ctx.request.window_policy == "keep" and present != windows:
+        have = ", ".join(text(window) for window in windows)
+        ctx.invalid(f"gives global queries and so windows of {have}, against window_policy='keep'")
 
 
 def _plan_stage(stage: GlobalContextVitStage, ctx: Context, grid: Size, window: Size) -> Changes:

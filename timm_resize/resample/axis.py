@@ -145,8 +145,8 @@ class MirroredOffset(AxisMap):
     """A table over |offset| = 0..n-1, mirrored to an even function, interpolated corner to corner.
 
     Offset 0 and the last offset keep their values exactly; half-pixel sampling would move both.
-    Growing is torch's interpolation with align_corners. It has no antialias with align_corners, so shrinking with
-    `antialias` takes torch's antialias kernel for `mode`, as wide as the new spacing, at corner-aligned centres.
+    Without `antialias` it is torch's interpolation with align_corners. Torch has no corner-aligned antialias, so that
+    is built here from torch's antialias kernels; when growing, too, its cubic (a = -0.5) reads a smooth table better.
     """
 
     mode: str = "bicubic"
@@ -160,7 +160,7 @@ class MirroredOffset(AxisMap):
             matrix[:, 0] = 1.0
             return matrix
         mirrored_old, mirrored_new = 2 * old - 1, 2 * new - 1
-        if self.antialias and new < old and self.mode in _KERNELS:
+        if self.antialias and self.mode in _KERNELS:
             full = _corner_aligned(mirrored_old, mirrored_new, self.mode)
         else:
             full = _interpolation(mirrored_old, mirrored_new, self.mode, False, True)
@@ -179,10 +179,10 @@ class MirroredOffset(AxisMap):
 
 
 def _corner_aligned(old: int, new: int, mode: str) -> Tensor:
-    """Return a corner-aligned shrinking (new, old) matrix; rows are kernels as wide as the new spacing, sum 1."""
-    spacing = (old - 1) / (new - 1)
+    """Return a corner-aligned (new, old) matrix, float64; rows are kernels as wide as the coarser spacing, sum 1."""
+    spacing = (old - 1) / (new - 1)  # unit: one old cell
     centre = torch.arange(new, dtype=torch.float64)[:, None] * spacing
-    weight = _KERNELS[mode]((torch.arange(old, dtype=torch.float64) - centre).abs() / spacing)
+    weight = _KERNELS[mode]((torch.arange(old, dtype=torch.float64) - centre).abs() / max(spacing, 1.0))
     return weight / weight.sum(1, keepdim=True)
 
 
@@ -259,6 +259,11 @@ class Magnitude(AxisMap):
     """The map of squares that bounds another map: its absolute entries, each row times its own sum."""
 
     of: AxisMap
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the bounded map keeps its coordinates."""
+        return self.of.is_identity
 
     def rebase(self, source: tuple[Any, ...]) -> AxisMap:
         """Return the bound of the rebased map."""

@@ -95,7 +95,7 @@ class Resample:
         return self._magnitude()(tensor)
 
     def _magnitude(self) -> Resample:
-        axes = tuple(a if a.is_identity else Magnitude(a.old, a.new, a) for a in self.axes)
+        axes = tuple(Magnitude(a.old, a.new, a) for a in self.axes)
         return replace(self, axes=axes, then=self.then._magnitude() if self.then else None)
 
     def _apply(self, tensor: Tensor) -> Tensor:
@@ -116,7 +116,11 @@ class Resample:
         sides = [axis.old for axis in self.axes]
         for i, axis in enumerate(self.axes):
             before, after = math.prod(lead + sides[:i]), math.prod(sides[i + 1 :] + rest)
-            tensor = axis.matrix().to(tensor.device) @ tensor.reshape(before, axis.old, after)
+            matrix = axis.matrix().to(tensor.device)
+            if after == 1:  # one large product in place of many small ones
+                tensor = tensor.reshape(before, axis.old) @ matrix.T
+            else:
+                tensor = matrix @ tensor.reshape(before, axis.old, after)
             sides[i] = axis.new
         return tensor.reshape(lead + ([math.prod(sides)] if self.flat else sides) + rest)
 

@@ -1,0 +1,76 @@
+"""EfficientFormer: attention on the last map, whose grid stock fixes at 7x7."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.models.efficientformer import Attention, EfficientFormer
+from torch import Tensor
+
+from timm_resize.context import Changes, Context
+from timm_resize.errors import UnsupportedModelError
+from timm_resize.families.convolution import map_size
+from timm_resize.families.offset_bias import resize_offset_bias
+from timm_resize.geometry import Size, ceil_div
+from timm_resize.registry import register
+
+_STOCK_GRID = (7, 7)
+"""What the constructor makes at every `img_size`."""
+
+
+@register(
+    EfficientFormer,
+    state="attention_biases (heads, h*w) of the last blocks; attention_bias_idxs, in the checkpoint",
+    method="offsets mirrored, bicubic antialias, offset 0 kept; index rebuilt",
+    sizes="any; intermediate features of the last stage need an even map at a 16th",
+    examples={
+        "efficientformer_l1": {"depths": (1, 1, 1, 3), "num_vit": 2, "mlp_ratios": 1},
+        "efficientformer_l7": {"depths": (1, 1, 1, 2), "num_vit": 2, "mlp_ratios": 1},
+    },
+)
+def plan_efficientformer(model: EfficientFormer, ctx: Context) -> Changes:
+    """Follow the map through stem and stages, whose convolutions all round up."""
+    size = ctx.new_size
+    for conv in (model.stem.conv1, model.stem.conv2):
+        size = map_size(conv, size)
+    stages: list[Any] = ctx.sequence(model, "stages")
+    for i, stage in enumerate(stages):
+        before, size = size, map_size(getattr(stage.downsample, "conv", None), size)
+        attentions = [block.token_mixer for block in stage.blocks if isinstance(_mixer(block), Attention)]
+        for attention in attentions:
+            yield from ctx.visit(attention, resolution=size)
+        if attentions and i == model.num_stages - 1 and (before[0] % 2 or before[1] % 2):
+            ctx.note(f"stock's forward_intermediates halves the {before[0]}x{before[1]} map of stage {i} rounding "
+                     "down and fails; forward does not.")  # fmt: skip
+
+
+def _mixer(block: Any) -> Any:
+    return getattr(block, "token_mixer", None)
+
+
+@register(Attention, state="attention_biases (heads, h*w), attention_bias_idxs", method="offsets mirrored, offset 0 kept")
+def plan_attention(attention: Attention, ctx: Context, *, resolution: Size) -> Changes:
+    """Resample the table for a map of `resolution`."""
+    yield from resize_offset_bias(attention, ctx, _old_grid(attention, ctx), resolution)
+
+
+def _old_grid(attention: Attention, ctx: Context) -> Size:
+    """Return the grid of the present table, which no attribute records.
+
+    Its index tells it: from cell 1 the cells of row 0 are at most w - 1 away, that of row 1, column 1 at w. On the
+    meta device the index has no values; there it is the grid of the model's size, or the one stock starts from.
+    """
+    index: Tensor = attention.attention_bias_idxs  # type: ignore[assignment]
+    cells = int(index.shape[0])
+    if not index.is_meta and cells > 1:
+        from_second = index[1].tolist()
+        width = from_second.index(0, 0) if False else _width(from_second)
+        return cells // width, width
+    known = [] if ctx.old_size is None else [ceil_div(ctx.old_size, 32)]
+    for h, w in (*known, _STOCK_GRID):
+        if h * w == cells:
+            return h, w
+    raise UnsupportedModelError(
+        f"{type(ctx.root).__name__}: {ctx.path(attention)} has {cells} offsets, but the model's size {ctx.old_size} "
+        "gives another grid. Resize it on a device that has values, or build it anew."
+    )

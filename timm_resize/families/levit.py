@@ -1,0 +1,95 @@
+"""LeViT, with linear layers or convolutions: attention biases over absolute offsets, per stage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.models.levit import Attention, AttentionDownsample, ConvNorm, Levit, Stem8, Stem16
+from torch import Tensor, nn
+
+from timm_resize.context import Changes, Context
+from timm_resize.families.patch_embed import backbone_size
+from timm_resize.geometry import Size, ceil_div
+from timm_resize.plan import Rebuild
+from timm_resize.registry import register
+from timm_resize.resample import offset_table
+
+_SMALL: dict[str, Any] = dict(embed_dim=(32, 48, 64), key_dim=8, num_heads=(2, 3, 4), depth=(1, 1, 1))
+
+
+@register(
+    Levit,
+    state="attention_biases (heads, h*w) over |offset|, attention_bias_idxs",
+    method="bicubic over mirrored offsets, first and last pinned",
+    sizes="any, from 1 pixel: stem and stages round up",
+    examples={
+        "levit_128s": {"depth": (1, 1, 1)},
+        "levit_512": _SMALL,
+        "levit_384_s8": _SMALL,
+        "levit_conv_128s": _SMALL,
+        "levit_conv_512_s8": _SMALL,
+    },
+)
+def plan_levit(model: Levit, ctx: Context) -> Changes:
+    """Walk the stages on the grids that forward makes, each rounded up, where stock's constructor rounds down."""
+    grid = _stem_grid(model, ctx)
+    for stage in ctx.sequence(model, "stages"):
+        downsample = getattr(stage.downsample, "attn_downsample", None)
+        if downsample is not None:
+            grid = yield from ctx.visit(downsample, resolution=grid)
+        for block in stage.blocks:  # type: ignore[union-attr]
+            yield from ctx.visit(block.attn, resolution=grid)
+
+
+@register(Attention, state="attention_biases (heads, h*w)", method="bicubic over mirrored offsets")
+def plan_attention(attn: Attention, ctx: Context, *, resolution: Size) -> Changes:
+    """Resample the bias table of attention within a grid (h, w)."""
+    yield from _bias(attn, ctx, resolution, stride=1)
+
+
+@register(AttentionDownsample, state="attention_biases (heads, h*w)", method="bicubic over mirrored offsets")
+def plan_attention_downsample(attn: AttentionDownsample, ctx: Context, *, resolution: Size) -> Changes:
+    """Resample the bias table of attention whose queries are every `stride`-th cell; returns the queries' grid.
+
+    The table is over the offsets in the keys' grid, the input.
+    """
+    yield from _bias(attn, ctx, resolution, stride=attn.stride)
+    if hasattr(attn.q.down, "resolution"):  # the linear kind reads it in a view; the convolutional kind has none
+        yield from ctx.attribute(attn.q.down, resolution=resolution)
+    return ceil_div(resolution, attn.stride)
+
+
+def _bias(attn: Attention | AttentionDownsample, ctx: Context, new: Size, stride: int) -> Changes:
+    old = tuple(attn.resolution)
+    yield from ctx.parameter(attn, "attention_biases", offset_table(old, new, **ctx.interpolation()))
+    if old != new:
+        yield from ctx.attribute(attn, resolution=new, attention_bias_cache={})
+        queries = ceil_div(new, stride)
+        shape = (queries[0] * queries[1], new[0] * new[1])
+        yield from ctx.buffer(attn, "attention_bias_idxs", shape, Rebuild(offset_index, (new, stride)))
+
+
+def offset_index(keys: Size, stride: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return where each pair of a query and a key looks its bias up: (queries, h*w), |dy| * w + |dx|.
+
+    Queries are the cells of the keys' grid (h, w) at multiples of `stride`.
+    """
+    dy, dx = (
+        (torch.arange(0, side, stride, device=device)[:, None] - torch.arange(side, device=device)).abs()
+        for side in keys
+    )
+    index = dy[:, None, :, None] * keys[1] + dx[None, :, None, :]  # (query y, query x, key y, key x)
+    return index.reshape(len(dy) * len(dx), keys[0] * keys[1]).to(dtype)
+
+
+def _stem_grid(model: nn.Module, ctx: Context) -> Size:
+    """Return the grid after the stem, also where a feature wrapper has flattened it to `stem_*`."""
+    parts = [m for name, m in model.named_children() if name == "stem" or name.startswith("stem_")]
+    convs = [m for part in parts for m in part.modules() if isinstance(m, nn.Conv2d)]
+    if any(list(p.parameters()) and not isinstance(p, (Stem8, Stem16, ConvNorm)) for p in parts):
+        return backbone_size(nn.Sequential(*parts), ctx, convs[0].in_channels)  # a stem_backbone of the user's
+    size = ctx.new_size
+    for conv in convs:  # each 3x3 with padding 1: rounds up
+        size = ceil_div(size, conv.stride[0])
+    return size

@@ -1,0 +1,189 @@
+"""Save a model at its present size, as safetensors and a config that stock timm rebuilds it from."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from timm.models import _hub
+from torch import Tensor, nn
+
+from timm_resize.errors import ResizeError, UnsupportedModelError
+from timm_resize.factory import _stock_create_model
+from timm_resize.locate import current_size, find_model
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+def save_pretrained(model: nn.Module, folder: str | os.PathLike[str], *,
+                    model_args: dict[str, Any] | None = None) -> tuple[Path, Path]:  # fmt: skip
+    """Write `model.safetensors` and `config.json` for `timm.create_model("local-dir:…", pretrained=True)`.
+
+    Both files are written in full beside the old ones before either replaces its predecessor, the config last;
+    an error leaves what was there.
+
+    Args:
+        model: A timm model, or something that holds exactly one. Its weights are not changed.
+        folder: Made when missing. Other files in it stay.
+        model_args: Constructor arguments for the config, in place of recorded ones that JSON cannot hold.
+
+    Returns:
+        The paths of the weights and of the config.
+
+    Raises:
+        UnsupportedModelError: A model that timm's factory did not make, a feature extractor, or tensors without
+            values (meta device).
+        ResizeError: An argument of the model's constructor is not JSON.
+
+    Example:
+        >>> import tempfile, timm, timm_resize
+        >>> model = timm_resize.create_model("vit_tiny_patch16_224", img_size=96, depth=1)
+        >>> folder = tempfile.mkdtemp()
+        >>> [path.name for path in save_pretrained(model, folder)]
+        ['model.safetensors', 'config.json']
+        >>> timm.create_model(f"local-dir:{folder}", pretrained=True).patch_embed.img_size
+        (96, 96)
+    """
+    root = find_model(model)
+    _check(root)
+    tensors = plain_tensors(root)
+    target = Path(folder)
+    made = not target.exists()
+    target.mkdir(parents=True, exist_ok=True)
+    try:
+        _replace(target, [
+            (WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"})),
+            (CONFIG, lambda path: _write_config(root, path, model_args)),
+        ])  # fmt: skip
+    except BaseException:
+        if made:
+            target.rmdir()
+        raise
+    return target / WEIGHTS, target / CONFIG
+
+
+def _check(root: nn.Module) -> None:
+    name = type(root).__name__
+    config = getattr(root, "pretrained_cfg", None) or {}
+    if not config.get("architecture") or not hasattr(root, "num_classes"):
+        raise UnsupportedModelError(
+            f"{name}: not a model that timm can rebuild from a config. Save the whole classification model that "
+            "create_model returned, without features_only=True."
+        )
+    missing = next((k for k, v in root.state_dict().items() if v.is_meta), None)
+    if missing:
+        raise UnsupportedModelError(f"{name}: {missing} has no values (meta device). Load weights, then save.")
+
+
+def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict as safetensors wants it: on the CPU, contiguous, no two sharing memory.
+
+    Tensors that already are so are not copied.
+    """
+    out: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for key, tensor in model.state_dict().items():
+        plain = tensor.detach().cpu().contiguous()
+        storage = plain.untyped_storage()
+        if storage.data_ptr() in taken or storage.nbytes() != plain.nbytes:
+            plain = plain.clone()
+        taken.add(plain.untyped_storage().data_ptr())
+        out[key] = plain
+    return out
+
+
+def _write_config(root: nn.Module, path: Path, model_args: dict[str, Any] | None) -> None:
+    """Let timm write its config, then correct the input size that it takes from the source checkpoint.
+
+    timm knows the present size of models that take `img_size` only.
+    """
+    try:
+        _hub.save_config_for_hf(root, str(path), model_args=model_args)
+    except ValueError as error:
+        raise ResizeError(f"{type(root).__name__}: {error} Pass save_pretrained(..., model_args={{…}}).") from None
+    config = json.loads(path.read_text())
+    data, size = config["pretrained_cfg"], current_size(root)
+    source = tuple(root.pretrained_cfg["input_size"][1:])
+    if size is not None and size != source:
+        data["input_size"] = [data["input_size"][0], *size]
+        data["pool_size"] = None
+        for name in ("test_input_size", "test_pool_size"):  # recommendations for the source's weights and size
+            data.pop(name, None)
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _replace(folder: Path, files: Iterable[tuple[str, Callable[[Path], Any]]]) -> None:
+    """Write files under temporary names, then rename them in order; any error puts the old ones back."""
+    mark = uuid.uuid4().hex[:8]
+    ready: list[tuple[Path, Path, Path]] = []  # target, its new content, a copy of its old content
+    done: list[tuple[Path, Path]] = []
+    try:
+        for name, write in files:
+            target, new, old = folder / name, folder / f".{name}.{mark}.new", folder / f".{name}.{mark}.old"
+            ready.append((target, new, old))
+            write(new)
+            _sync(new)
+        for target, _, old in ready:
+            if target.exists():
+                _copy(target, old)
+        for target, new, old in ready:
+            os.replace(new, target)
+            done.append((target, old))
+        _sync(folder)
+    except BaseException:
+        for target, old in reversed(done):
+            if old.exists():
+                os.replace(old, target)
+            else:
+                target.unlink()
+        raise
+    finally:
+        for _, new, old in ready:
+            new.unlink(missing_ok=True)
+            old.unlink(missing_ok=True)
+
+
+def _copy(target: Path, to: Path) -> None:
+    try:
+        os.link(target, to)
+    except OSError:  # a file system without hard links
+        shutil.copy2(target, to)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's entries, are on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows opens no folders
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def stock_misfit(folder: str | os.PathLike[str]) -> str | None:
+    """Return why stock timm's `create_model("local-dir:…", pretrained=True)` cannot load a folder, None if it can.
+
+    Builds the model on the meta device from the config, and compares shapes with the header of the weights.
+    """
+    path = Path(folder)
+    try:
+        with torch.device("meta"):
+            model = _stock_create_model(f"local-dir:{path}")
+    except Exception as error:  # whatever a constructor raises on arguments that it does not expect
+        return f"{type(error).__name__}: {error}"
+    want = {k: list(v.shape) for k, v in model.state_dict().items()}
+    with safe_open(path / WEIGHTS, framework="pt") as weights:
+        have = {k: weights.get_slice(k).get_shape() for k in weights.keys()}  # noqa: SIM118
+    if want.keys() != have.keys():
+        return f"{min(want.keys() ^ have.keys())} is in only one of the two"
+    return next((f"{k} is {have[k]}, stock builds {want[k]}" for k in want if want[k] != have[k]), None)
