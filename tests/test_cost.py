@@ -105,13 +105,13 @@ def test_table_text():
     a = Cost((224, 224), (3136, 784), 2_000_000_000, 5_000_000, (2**20, 2**18))
     b = Cost((224, 448), (6272, 1568), 5_000_000_000, 5_100_000, (2**22, 2**19))
     assert table(a, b).splitlines() == [
-        "                                           224x224     224x448  ratio",
-        "tokens                                   3136, 784  6272, 1568   2.00",
-        "parameters (M)                                5.00        5.10   1.02",
-        "GFLOPs (2 per multiply-add)                   2.00        5.00   2.50",
-        "GMACs (multiply-adds)                         1.00        2.50   2.50",
-        "attention scores, largest (MiB fp32)          4.00       16.00   4.00",
-        "attention scores, largest (MiB half)          2.00        8.00   4.00",
-        "attention scores, total (MiB fp32)            5.00       18.00   3.60",
-        "attention scores, total (MiB half)            2.50        9.00   3.60",
+        "                                        224x224     224x448  ratio",
+        "tokens                                3136, 784  6272, 1568   2.00",
+        "parameters (M)                             5.00        5.10   1.02",
+        "GFLOPs (2 per multiply-add)                2.00        5.00   2.50",
+        "GMACs (multiply-adds)                      1.00        2.50   2.50",
+        "attention scores, largest (MiB fp32)       4.00       16.00   4.00",
+        "attention scores, largest (MiB half)       2.00        8.00   4.00",
+        "attention scores, total (MiB fp32)         5.00       18.00   3.60",
+        "attention scores, total (MiB half)         2.50        9.00   3.60",
     ]

@@ -37,7 +37,7 @@ MODELS = {
     "deit_tiny_distilled_patch16_224": ({"depth": 1, "num_classes": 3}, (192, 192)),
     "levit_128s": ({"num_classes": 5}, (160, 256)),
     "swin_tiny_patch4_window7_224": ({"depths": (1, 1, 2, 1), "in_chans": 1}, (192, 256)),
-    "resmlp_12_224": ({"num_blocks": 1}, (128, 192)),
+    "resmlp_12_224": ({"num_classes": 2}, (128, 192)),
     "coat_lite_tiny": ({}, (192, 128)),
     "resnet18": ({"num_classes": 2}, (192, 128)),
 }
@@ -252,7 +252,7 @@ def test_arguments_that_are_not_json(tmp_path):
     )
     save_pretrained(model, tmp_path, model_args={"norm_layer": "layernorm"})
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
-    assert type(again.norm) is nn.LayerNorm
+    assert isinstance(again.norm, nn.LayerNorm)
 
 
 def test_misfit_says_what_does_not_fit(tmp_path):

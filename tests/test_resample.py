@@ -153,7 +153,7 @@ def test_ramp_rows(axis, want):
 
 
 def test_half_pixel_moves_offset_zero():
-    """Stock's LeViT resize reads a ramp as -0.088 at offset 0, a 2-D impulse as 1.18, |dy| 7→4 as .40; ours does not."""
+    """Stock's LeViT resize reads a ramp as -.088 at offset 0, an impulse there as 1.18, |dy| 7→4 as .40; not ours."""
     impulse = torch.zeros(196, 1)
     impulse[0] = 1.0
     stock = resize_rel_pos_bias_table_levit
@@ -207,13 +207,13 @@ GROWING = [((7, 7), (9, 9)), ((14, 14), (18, 18)), ((14, 14), (24, 24)), ((5, 7)
 def test_token_identities_when_growing(old, new):
     """fc1'·U = fc1, fc2' = U·fc2, bias' = U·b, S' = U·S·pinv(U), in float64 and float32."""
     n, u = old[0] * old[1], grid_resize(old, new)
-    fc1, fc2, bias, s = (draw(*shape, seed=i, dtype=torch.float64) for i, shape in enumerate([(8, n), (n, 8), (n,), (n, n)]))
+    fc1, fc2, bias, s = (draw(*shape, dtype=torch.float64) for shape in ((8, n), (n, 8), (n,), (n, n)))
     reader, writer, matrix = token_reader(old, new), token_writer(old, new), token_matrix(old, new)
     close(reader(fc1) @ u, fc1, 1e-12)
-    close(writer(fc2), u @ fc2, 1e-6)  # U to torch's float32 weights, as stock interpolates embeddings
-    close(writer(bias), u @ bias, 1e-6)
-    close(matrix(s), u @ s @ torch.linalg.pinv(u), 1e-5)
-    close(matrix(s) @ u, u @ s, 1e-5)
+    close(writer(fc2), u @ fc2, 1e-12)
+    close(writer(bias), u @ bias, 1e-12)
+    close(matrix(s), u @ s @ torch.linalg.pinv(u), 1e-12)
+    close(matrix(s) @ u, u @ s, 1e-12)
     close(reader(fc1.float()).double() @ u, fc1, 1e-5)
 
 
@@ -238,10 +238,10 @@ def test_constant_grids_keep_their_sums(old, new, mode, antialias):
     w = draw(8, n, dtype=torch.float64)
     options = dict(mode=mode, antialias=antialias)
     close(token_reader(old, new, **options)(w).sum(1), w.sum(1), 1e-11)
-    close(token_writer(old, new, **options)(torch.full((n,), 1.25)), torch.full((new[0] * new[1],), 1.25), 1e-6)
+    close(token_writer(old, new, **options)(torch.full((n,), 1.25)), torch.full((new[0] * new[1],), 1.25), 1e-7)
     s = draw(n, n, dtype=torch.float64)
     wide = token_writer(old, new, **options)(s.sum(1))
-    close(token_matrix(old, new, **options)(s).sum(1), wide, 1e-5)
+    close(token_matrix(old, new, **options)(s).sum(1), wide, 1e-11)
 
 
 @pytest.mark.parametrize(("old", "new"), GROWING)
@@ -265,13 +265,15 @@ def field(size: tuple[int, int], seed: int, waves: int = 3) -> torch.Tensor:
 def test_shrinking_readers_read_smooth_grids_alike(old, new):
     """Shrinking and mixed: a smooth grid is read to 1.2 %, at least eight times closer than by pinv(U) or by rows."""
     w = draw(64, old[0] * old[1], dtype=torch.float64)
-    inverse = w @ torch.kron(*(torch.linalg.pinv(one_axis(a, b, "bicubic", True)) for a, b in zip(old, new, strict=True)))
+    u = [one_axis(a, b, "bicubic", True) for a, b in zip(old, new, strict=True)]
+    inverse = w @ torch.linalg.pinv(torch.kron(*u))
     rows = token_writer(old, new, dim=1)(w) * (old[0] * old[1] / (new[0] * new[1]))
     ours = token_reader(old, new)(w)
-    errors = torch.zeros(3)
+    errors = torch.zeros(3, dtype=torch.float64)
     for seed in range(8):
         before, small = w @ field(old, seed), field(new, seed)
-        errors += torch.tensor([((m @ small - before).norm() / before.norm()).item() / 8 for m in (ours, inverse, rows)])
+        off = torch.stack([(m @ small - before).norm() for m in (ours, inverse, rows)])
+        errors += off / before.norm() / 8
     assert errors[0] < 0.012
     assert errors[0] < errors[1:].min() / 8
 
@@ -337,7 +339,7 @@ def test_sides_of_one(old, new):
     for mode, antialias in KERNELS:
         rows, columns = (one_axis(a, b, mode, antialias) for a, b in zip(old, new, strict=True))
         want = torch.einsum("yh,xw,hwc->yxc", rows, columns, table.reshape(*old, 3)).reshape(1, -1, 3)
-        close(pos_embed(old, new, mode=mode, antialias=antialias)(table), want, 1e-6)
+        close(pos_embed(old, new, mode=mode, antialias=antialias)(table), want)
 
 
 def test_sides_of_one_in_closed_form():
@@ -509,8 +511,12 @@ def test_second_moments_of_a_map_that_keeps_the_length():
     assert torch.equal(how.second_moment(table.square()), table.square().flip(0))
 
 
-@pytest.mark.parametrize("axis", [Interpolate(9, 17), Interpolate(17, 9, "bilinear", False), MirroredOffset(9, 17),
-                                  Adjoint(9, 17), PatchKernel(17, 9), Geometric(9, 17)], ids=lambda a: a.label)  # fmt: skip
+@pytest.mark.parametrize(
+    "axis",
+    [Interpolate(9, 17), Interpolate(17, 9, "bilinear", False), MirroredOffset(9, 17), Adjoint(9, 17),
+     PatchKernel(17, 9), Geometric(9, 17)],
+    ids=lambda a: a.label,
+)  # fmt: skip
 def test_axis_maps_are_values(axis):
     """Equal fields are one value with one matrix (new, old) in float64, whose label is for people."""
     assert axis == type(axis)(**vars(axis))

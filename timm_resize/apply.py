@@ -264,7 +264,7 @@ def _like(new: Tensor, param: Tensor) -> Tensor:
 
 
 def _buffers(root: nn.Module, plan: ResizePlan) -> dict[str, Tensor | None]:
-    """Compute every new buffer. Equal rebuilds are computed once and shared."""
+    """Compute every new buffer; equal rebuilds are computed once, then copied, as stock's modules share none."""
     out: dict[str, Tensor | None] = {}
     built: dict[Any, Tensor] = {}
     shadows: dict[str, nn.Module] = {}
@@ -292,7 +292,7 @@ def _rebuilt(module: nn.Module, change: Change, how: Rebuild, built: dict[Any, T
     key = (how.fn, how.args, like.device, like.dtype)
     if key not in built:
         built[key] = how.fn(*how.args, device=like.device, dtype=like.dtype)
-    return built[key]
+    return built[key].clone()
 
 
 def _reinitialised(module: nn.Module, path: str, plan: ResizePlan) -> nn.Module:
@@ -300,6 +300,8 @@ def _reinitialised(module: nn.Module, path: str, plan: ResizePlan) -> nn.Module:
     twin = copy.copy(module)
     for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
         twin.__dict__[name] = copy.copy(module.__dict__[name])
+    for name, tensor in module._buffers.items():  # its initialiser refills all, also those that do not change
+        twin._buffers[name] = None if tensor is None else tensor.clone()
     for change in plan:
         if change.path != path:
             continue

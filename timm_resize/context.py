@@ -11,7 +11,7 @@ from torch import nn
 
 from timm_resize.errors import ResizeError, UnsupportedModelError
 from timm_resize.geometry import Size, parse_size, stage_sizes
-from timm_resize.plan import MISSING, Change, Rebuild, Reinitialise, same_value, shape_of
+from timm_resize.plan import CACHE, MISSING, Change, Rebuild, Reinitialise, same_value, shape_of
 from timm_resize.registry import handler_for
 from timm_resize.resample import Resample, patch_kernel, pos_embed, pos_embed_map, rel_pos_table
 
@@ -66,8 +66,14 @@ class Context:
     # -- what a handler yields ---------------------------------------------------------------
 
     def attribute(self, module: nn.Module, **values: Any) -> Iterator[Change]:
-        """Set Python attributes of `module`; those that already hold the value are left out."""
+        """Set Python attributes of `module`; those that already hold the value are left out.
+
+        An empty dict empties a cache, which forward may fill between the plan and its use: never left out.
+        """
         for name, new in values.items():
+            if isinstance(new, dict) and not new and self._first(module, name):
+                yield Change(self.path(module), name, "attribute", CACHE, new)
+                continue
             old = module.__dict__.get(name, MISSING)
             if not same_value(old, new) and self._first(module, name):
                 yield Change(self.path(module), name, "attribute", old, new)
@@ -155,8 +161,13 @@ class Context:
         return self.request.options.get(name, default)
 
     def window_sizes(self, stages: int) -> tuple[Size, ...] | None:
-        """Return the `window_size` option as one (h, w) per stage, None when it was not given."""
+        """Return the `window_size` option as one (h, w) per stage, None when it was not given.
+
+        A feature wrapper that keeps only its first stages takes the windows of all, and uses the first.
+        """
         value = self.option("window_size")
+        if type(self.root).__module__ == "timm.models._features" and isinstance(value, (list, tuple)):
+            value = value if len(value) <= max(stages, 2) else value[:stages]
         return None if value is None else stage_sizes(value, stages, "window_size", type(self.root).__name__)
 
     def size_option(self, name: str) -> Size | None:

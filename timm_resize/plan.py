@@ -129,6 +129,8 @@ class ResizePlan:
     def check(self, model: nn.Module) -> None:
         """Raise StalePlanError unless every change's old side is what `model` holds now."""
         for change in self.changes:
+            if change.old is CACHE:
+                continue
             have = _current(model, change)
             if change.kind == "attribute":
                 same = type(have) is type(change.old) and have == change.old
@@ -155,6 +157,9 @@ class _Missing:
 
 
 MISSING = _Missing()
+
+CACHE: Any = type("_Cache", (), {"__repr__": lambda self: "cache"})()
+"""Old side of a change that empties a cache, whatever it holds by the time the plan is applied."""
 
 
 def shape_of(tensor: Tensor | None) -> tuple[int, ...] | None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
+import textwrap
 from collections import Counter
+from collections.abc import Sequence
 
+import timm
 from timm.models import _registry
 from torch import nn
 
@@ -15,21 +19,28 @@ EXAMPLE = "timm-resize families"
 
 HEADER = ("class", "models", "state", "method", "sizes")
 
+NARROW = 12
+"""Columns that a table needs no wrapping below, in characters."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add this command's arguments: none."""
+    """Add this command's arguments."""
+    parser.add_argument("--layers", action="store_true", help="list the layers with a handler of their own instead")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print one table of models and one of layers."""
-    registered = handlers()
+    """Print the table, as wide as it is in a pipe, wrapped on a terminal."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    chosen = [h for h in handlers() if h.is_model != args.layers]
+    rows = [(h.state or "none", h.method or "-", h.sizes) for h in chosen]
+    if args.layers:
+        names = [f"{h.cls.__module__.rpartition('.')[2]}.{h.cls.__name__}" for h in chosen]
+        print(_table([(HEADER[0], *HEADER[2:]), *((n, *r) for n, r in zip(names, rows, strict=True))], width))
+        return
     counts = model_counts()
-    for title, group in (("models", [h for h in registered if h.is_model]),
-                         ("layers", [h for h in registered if not h.is_model])):  # fmt: skip
-        rows = [(h.cls.__name__, str(counts.get(h.cls, "-")), h.state or "none", h.method or "-", h.sizes) for h in group]
-        print(_table([HEADER, *rows] if title == "models" else [_without_count(r) for r in (HEADER, *rows)]))
-        print()
-    print(f"{sum(counts.values())} of {len(_registry._model_entrypoints)} registered models counted")
+    print(_table([HEADER, *((h.cls.__name__, str(counts[h.cls] or "-"), *r) for h, r in zip(chosen, rows, strict=True))],
+                 width))  # fmt: skip
+    print(f"\n{sum(counts.values())} of {len(timm.list_models())} registered models")
 
 
 def model_counts() -> Counter[type]:
@@ -38,10 +49,11 @@ def model_counts() -> Counter[type]:
     It is clear for a timm module whose model classes all have the same handler.
     """
     counts: Counter[type] = Counter()
+    current = set(timm.list_models())
     for module, names in _registry._module_to_models.items():
         found = _handlers_in(module)
         if len(found) == 1:
-            counts[found[0].cls] += len(names)
+            counts[found[0].cls] += len(current & set(names))
     return counts
 
 
@@ -54,11 +66,15 @@ def _handlers_in(module: str) -> list[Handler]:
     return list(found.values())
 
 
-def _without_count(row: tuple[str, ...]) -> tuple[str, ...]:
-    return row[0], *row[2:]
-
-
-def _table(rows: list[tuple[str, ...]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    rows.insert(1, tuple("-" * w for w in widths))
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+def _table(rows: Sequence[tuple[str, ...]], width: int | None) -> str:
+    """Align columns; cells are wrapped, the widest column first, where the table exceeds `width` characters."""
+    columns = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    while width is not None and sum(columns) + 2 * (len(columns) - 1) > width and max(columns) > NARROW:
+        columns[columns.index(max(columns))] -= 1
+    lines = []
+    for row in (rows[0], tuple("-" * c for c in columns), *rows[1:]):
+        cells = [textwrap.wrap(cell, c) or [""] for cell, c in zip(row, columns, strict=True)]
+        for i in range(max(map(len, cells))):
+            parts = ((cell[i] if i < len(cell) else "").ljust(c) for cell, c in zip(cells, columns, strict=True))
+            lines.append("  ".join(parts).rstrip())
+    return "\n".join(lines)

@@ -73,8 +73,8 @@ def _plan_blocks(stage: Any, ctx: Context, feat: Size, window: Size, forgotten: 
         used, shift = yield from ctx.visit(block, feat_size=feat, window_size=window, shift_size=target)
         if wraps(feat, used, shift):
             ctx.note(
-                f"{ctx.path(stage)}: window_size={used} does not divide the {text(feat)} map, so shifted windows attend "
-                f"across the image's edge (as in stock timm, which rolls before it pads). {_dividing(feat)}"
+                f"{ctx.path(stage)}: window_size={used} does not divide the {text(feat)} map, so shifted windows "
+                f"attend across the image's edge (as in stock timm, which rolls before it pads). {_dividing(feat)}"
             )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from timm.models.efficientformer import Attention, EfficientFormer
 from torch import Tensor
 
 from timm_resize.context import Changes, Context
 from timm_resize.errors import UnsupportedModelError
 from timm_resize.families.convolution import map_size
-from timm_resize.families.offset_bias import resize_offset_bias
+from timm_resize.families.offset_bias import offset_index, resize_offset_bias
 from timm_resize.geometry import Size, ceil_div
 from timm_resize.registry import register
 
@@ -55,22 +56,19 @@ def plan_attention(attention: Attention, ctx: Context, *, resolution: Size) -> C
 
 
 def _old_grid(attention: Attention, ctx: Context) -> Size:
-    """Return the grid of the present table, which no attribute records.
+    """Return the grid of the present table, which no attribute records: the one whose index the module holds.
 
-    Its index tells it: from cell 1 the cells of row 0 are at most w - 1 away, that of row 1, column 1 at w. On the
-    meta device the index has no values; there it is the grid of the model's size, or the one stock starts from.
+    That is the grid of the model's size, or, where stock's constructor ignored that size, the one it always makes.
+    On the meta device an index has no values and the number of cells decides.
     """
     index: Tensor = attention.attention_bias_idxs  # type: ignore[assignment]
-    cells = int(index.shape[0])
-    if not index.is_meta and cells > 1:
-        from_second = index[1].tolist()
-        width = from_second.index(0, 0) if False else _width(from_second)
-        return cells // width, width
     known = [] if ctx.old_size is None else [ceil_div(ctx.old_size, 32)]
-    for h, w in (*known, _STOCK_GRID):
-        if h * w == cells:
-            return h, w
+    for grid in (*known, _STOCK_GRID):
+        if grid[0] * grid[1] != index.shape[0]:
+            continue
+        if index.is_meta or torch.equal(offset_index(grid, 1, device=index.device, dtype=index.dtype), index):
+            return grid
     raise UnsupportedModelError(
-        f"{type(ctx.root).__name__}: {ctx.path(attention)} has {cells} offsets, but the model's size {ctx.old_size} "
-        "gives another grid. Resize it on a device that has values, or build it anew."
+        f"{type(ctx.root).__name__}: {ctx.path(attention)} has {index.shape[0]} offsets, not of the grid that "
+        f"img_size={ctx.old_size} gives. Build the model anew and resize that."
     )

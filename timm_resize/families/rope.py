@@ -23,7 +23,7 @@ from timm_resize.registry import register
 @register(RotaryEmbedding, state="pos_embed_sin, pos_embed_cos (h*w, dim)", method="rebuilt; ref_feat_shape kept")
 def plan_rope(rope: RotaryEmbedding, ctx: Context, *, feat_shape: Size | None = None) -> Changes:
     """Rebuild the separate sine and cosine caches for the grid `feat_shape`."""
-    yield from _rebuild(rope, ctx, feat_shape, "pos_embed_sin", "pos_embed_cos", "bands")
+    yield from _rebuild(rope, ctx, feat_shape, "pos_embed_sin", "pos_embed_cos")
 
 
 @register(RotaryEmbeddingCat, state="pos_embed (h*w, 2*dim)", method="rebuilt; ref_feat_shape kept")
@@ -34,13 +34,13 @@ def plan_rope_cat(rope: RotaryEmbeddingCat, ctx: Context, *, feat_shape: Size | 
 
     Source: EVA-02, arXiv 2303.11331, section 2.
     """
-    yield from _rebuild(rope, ctx, feat_shape, "pos_embed", "bands")
+    yield from _rebuild(rope, ctx, feat_shape, "pos_embed")
 
 
 @register(RotaryEmbeddingDinoV3, state="pos_embed_cached (h*w, 2*dim)", method="rebuilt")
 def plan_rope_dinov3(rope: RotaryEmbeddingDinoV3, ctx: Context, *, feat_shape: Size | None = None) -> Changes:
     """Rebuild the cache, whose coordinates span [-1, 1] at every grid."""
-    yield from _rebuild(rope, ctx, feat_shape, "pos_embed_cached", "periods")
+    yield from _rebuild(rope, ctx, feat_shape, "pos_embed_cached")
 
 
 @register(RotaryEmbeddingMixed, state="t_x, t_y (h*w,)", method="rebuilt; the learned freqs kept")
@@ -56,11 +56,7 @@ def plan_rope_mrope(rope: RotaryEmbeddingMRope, ctx: Context, *, feat_shape: Siz
 
 
 def _rebuild(rope: nn.Module, ctx: Context, feat_shape: Size | None, *names: str) -> Changes:
-    """Set `feat_shape` and let the module refill the buffers `names`.
-
-    Those that do not grow (bands, periods) are listed because the module's own refill writes them too, and a plan
-    must not write to the live ones.
-    """
+    """Set `feat_shape` and let the module refill the buffers `names`."""
     old: Any = rope.feat_shape
     if old is None or feat_shape == tuple(old):
         return  # without a feat_shape there is no cache: it is computed from the grid in each forward
@@ -70,8 +66,6 @@ def _rebuild(rope: nn.Module, ctx: Context, feat_shape: Size | None, *names: str
             "knows. Write a handler for the model with @timm_resize.register."
         )
     yield from ctx.attribute(rope, feat_shape=feat_shape)
-    cells, old_cells = feat_shape[0] * feat_shape[1], old[0] * old[1]
     for name in names:
-        shape = rope._buffers[name].shape  # type: ignore[union-attr]
-        grid = name not in ("bands", "periods") and shape[0] == old_cells
-        yield from ctx.buffer(rope, name, (cells, *shape[1:]) if grid else tuple(shape), Reinitialise())
+        rest = rope._buffers[name].shape[1:]  # type: ignore[union-attr]
+        yield from ctx.buffer(rope, name, (feat_shape[0] * feat_shape[1], *rest), Reinitialise())

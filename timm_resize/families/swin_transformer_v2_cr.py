@@ -30,12 +30,13 @@ def plan_patch_embed_cr(embed: PatchEmbed, ctx: Context) -> Changes:
     """Set the sizes; returns the old patch grid and the new."""
     patch = tuple(embed.patch_size)
     grid = floor_div(ctx.new_size, patch)
+    shown = patch[0] if patch[0] == patch[1] else patch
     if min(grid) < 1:
-        ctx.invalid(f"is smaller than patch_size={patch}")
+        ctx.invalid(f"is smaller than patch_size={shown}")
     rest = ctx.new_size[0] % patch[0], ctx.new_size[1] % patch[1]
     if any(rest):
         ctx.warn(f"img_size={ctx.new_size} drops {rest[0]} rows and {rest[1]} columns of pixels at the "
-                 f"bottom and right: patch_size={patch}.")  # fmt: skip
+                 f"bottom and right: patch_size={shown}.")  # fmt: skip
     old = tuple(embed.grid_size)
     yield from ctx.attribute(embed, img_size=ctx.new_size, grid_size=grid, num_patches=grid[0] * grid[1])
     return old, grid
@@ -93,16 +94,21 @@ def _constructor_windows(model: nn.Module, windows: Windows, old: Size, new: Siz
     """Return the windows that the constructor makes at a new patch grid.
 
     It divides the grid by `window_ratio` unless `window_size` is given, and keeps neither. `window_size` among
-    the recorded arguments means given; otherwise windows that a ratio explains came from it: the recorded one,
-    the default, or the quotient.
+    the recorded arguments means given. Otherwise windows that a ratio explains came from it: from the recorded
+    one, the default, or the likeliest that divides the old grid so.
     """
     recorded = {**getattr(model, "pretrained_model_args", {}), **getattr(model, "_model_args", {})}
     if recorded.get("window_size") is not None:
         return windows
-    ratio = recorded.get("window_ratio")
-    asked = tuple(ratio) if isinstance(ratio, (list, tuple)) else (ratio or DEFAULT_RATIO,) * len(windows)
-    quotient = tuple(old[0] // h for h, _ in windows)
-    for ratios in (asked[: len(windows)], quotient):
+    ratio = recorded.get("window_ratio") or DEFAULT_RATIO
+    asked = tuple(ratio)[: len(windows)] if isinstance(ratio, (list, tuple)) else (ratio,) * len(windows)
+    for ratios in (asked, tuple(_likely_ratio(old, window) for window in windows)):
         if ratio_windows(old, ratios) == windows:
             return ratio_windows(new, ratios)
     return windows
+
+
+def _likely_ratio(grid: Size, window: Size) -> int:
+    """Return the ratio that divides a grid into a window, a power of two where several do; 1 where none does."""
+    ratios = [r for r in range(1, max(grid) + 1) if ratio_windows(grid, [r]) == (window,)]
+    return next((r for r in ratios if r & (r - 1) == 0), ratios[-1] if ratios else 1)

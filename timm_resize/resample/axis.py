@@ -65,15 +65,19 @@ class Interpolate(AxisMap):
     """`torch.nn.functional.interpolate` along one axis, taken from its response to the identity.
 
     With `antialias` torch's cubic kernel has a = -0.5, without it a = -0.75, also when growing.
+    The weights are those that torch computes in float32, as stock's results carry them (off by up to 1e-5 on large
+    grids), or with `exact` those it computes in float64.
     """
 
     mode: str = "bicubic"
     antialias: bool = True
     align_corners: bool | None = None
+    exact: bool = False
 
     def build(self) -> Tensor:
-        """Return the (new, old) matrix with torch's own float32 weights, as float64."""
-        return _interpolation(self.old, self.new, self.mode, self.antialias, self.align_corners, torch.float32)
+        """Return the (new, old) matrix, float64."""
+        dtype = torch.float64 if self.exact else torch.float32
+        return _interpolation(self.old, self.new, self.mode, self.antialias, self.align_corners, dtype)
 
     @property
     def label(self) -> str:
@@ -245,7 +249,7 @@ class PatchKernel(AxisMap):
 
     def build(self) -> Tensor:
         """Return the (new, old) matrix, float64."""
-        resize = _interpolation(self.old, self.new, self.mode, self.antialias)
+        resize = _interpolation(self.old, self.new, self.mode, self.antialias, dtype=torch.float32)  # as stock
         return torch.linalg.pinv(resize).T.contiguous()
 
     @property

@@ -106,12 +106,12 @@ def token_writer(
     old: Size, new: Size, *, dim: int = 0, mode: str = "bicubic", antialias: bool = True
 ) -> Resample:
     """Map weights (h*w, in) or a bias (h*w,) that write one value per token, as an image of size h, w."""
-    return Resample(_interpolate(old, new, mode, antialias), dim=dim, flat=True)
+    return Resample(_interpolate(old, new, mode, antialias, exact=True), dim=dim, flat=True)
 
 
 def token_matrix(old: Size, new: Size, *, mode: str = "bicubic", antialias: bool = True) -> Resample:
     """Map a token-to-token matrix (h*w, h*w): write the new grid (rows), read the new grid (columns)."""
-    axes = _interpolate(old, new, mode, antialias)
+    axes = _interpolate(old, new, mode, antialias, exact=True)
     return Resample(axes, dim=0, flat=True, then=token_reader(old, new, mode=mode, antialias=antialias))
 
 
@@ -124,7 +124,7 @@ def patch_kernel(old: Size, new: Size, *, mode: str = "bicubic", antialias: bool
 
 
 def _interpolate(
-    old: Size, new: Size, mode: str, antialias: bool, align_corners: bool | None = None
+    old: Size, new: Size, mode: str, antialias: bool, align_corners: bool | None = None, exact: bool = False
 ) -> tuple[AxisMap, ...]:
     use = antialias and mode != "nearest" and not align_corners
-    return tuple(Interpolate(a, b, mode, use, align_corners) for a, b in zip(old, new, strict=True))
+    return tuple(Interpolate(a, b, mode, use, align_corners, exact) for a, b in zip(old, new, strict=True))
