@@ -11,6 +11,7 @@ size-dependent tensors anew and against resizing the images back to the trained 
 from __future__ import annotations
 
 import argparse
+import logging
 import statistics
 import tempfile
 import time
@@ -32,12 +33,16 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Family:
-    """A small model: registered name, constructor keywords, training size, and options of its resizes."""
+    """A small model: registered name, constructor keywords, training size, and whether windows follow the image."""
 
     name: str
     size: int = 32
     kwargs: dict[str, Any] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
+
+    def options(self, size: Size) -> dict[str, Any]:
+        """Return the resize options for `size`: windows that keep their share of the image."""
+        window = self.kwargs.get("window_size")
+        return {"window_size": tuple(window * s // self.size for s in size)} if window else {}
 
     def sizes(self) -> list[Size]:
         """Return a larger, a smaller and a non-square size."""
@@ -50,8 +55,8 @@ WINDOWED = {"embed_dim": 32, "depths": (2, 2), "num_heads": (2, 4), "patch_size"
 FAMILIES = {
     "vit": Family("vit_tiny_patch16_224", kwargs=SMALL),
     "beit": Family("beit_base_patch16_224", kwargs=SMALL),
-    "swin": Family("swin_tiny_patch4_window7_224", kwargs=WINDOWED, options={"window_policy": "scale"}),
-    "swinv2": Family("swinv2_tiny_window8_256", kwargs=WINDOWED, options={"window_policy": "scale"}),
+    "swin": Family("swin_tiny_patch4_window7_224", kwargs=WINDOWED),
+    "swinv2": Family("swinv2_tiny_window8_256", kwargs=WINDOWED),
     "levit": Family(
         "levit_128s",
         size=64,
@@ -118,8 +123,10 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 def redraw_sized_(model: nn.Module, native: nn.Module, family: Family, size: Size) -> bool:
     """Draw anew the parameters that the resize changed; return whether there were any."""
-    changed = [c.key for c in timm_resize.plan_resize(native, size) if c.kind == "parameter"]
-    fresh = timm_resize.create_model(family.name, img_size=size, num_classes=10, in_chans=1, **family.kwargs)
+    options = family.options(size)
+    changed = [c.key for c in timm_resize.plan_resize(native, size, **options) if c.kind == "parameter"]
+    kwargs = {"num_classes": 10, "in_chans": 1, **family.kwargs, **options}
+    fresh = timm_resize.create_model(family.name, img_size=size, **kwargs)
     drawn = dict(fresh.named_parameters())
     with torch.no_grad():
         for key, parameter in model.named_parameters():
@@ -141,8 +148,9 @@ def run(family: Family, data: Digits, seed: int, epochs: int, tune: int) -> dict
         timm_resize.save_pretrained(model, folder)
         for size in family.sizes():
             source = f"local-dir:{folder}"
-            resized = timm_resize.create_model(source, pretrained=True, img_size=size, **family.options)
-            other = timm_resize.create_model(source, pretrained=True, img_size=size, **family.options)
+            options = family.options(size)
+            resized = timm_resize.create_model(source, pretrained=True, img_size=size, **options)
+            other = timm_resize.create_model(source, pretrained=True, img_size=size, **options)
             there = at_size(images, size)
             out[size, "resized"] = accuracy(resized, there, labels)
             out[size, "back"] = accuracy(model, at_size(there, native_size), labels)
@@ -186,6 +194,7 @@ def main() -> None:
     parser.add_argument("--tune", type=int, default=2, help="epochs of fine-tuning after a resize")
     parser.add_argument("--output", type=Path, help="write the table to this file too")
     args = parser.parse_args()
+    logging.getLogger("timm").setLevel(logging.ERROR)
     data, start = Digits(), time.time()
     results: dict[str, list[dict[Any, float]]] = {}
     for name in args.families:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -60,14 +61,15 @@ def test_each_branch_gets_the_scaled_size_in_whole_patches(model, size, images, 
 
 
 def test_a_larger_image_alone_is_not_a_change_of_resolution(model):
-    """Without a resize forward shrinks a 480 image to 240; afterwards it sees the detail."""
+    """Before a resize the first branch cuts a 480 image scaled down to 240; afterwards the image itself."""
+    seen = []
+    model.patch_embed[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     x = image((480, 480))
-    detail = x + 3 * torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(240, 240)  # bicubic halving averages it away
     with torch.inference_mode():
-        before = (model(x) - model(detail)).abs().max()
-        resized(model, 480)
-        after = (model(x) - model(detail)).abs().max()
-    assert before < 1e-3 < after
+        model(x)
+        resized(model, 480)(x)
+    assert seen[0].shape[2:] == (240, 240)
+    assert seen[1] is x
 
 
 @pytest.mark.parametrize("size", [*ODD, 256, 288, 18, (250, 408)])
@@ -82,7 +84,9 @@ def test_models_created_where_stock_miscounts_patches(name, size):
     """Stock builds tables for patches that no branch has; created through us, the model runs, as a resized one."""
     with pytest.raises(RuntimeError, match="must match"):
         stock(name, img_size=size, **SMALL)(image(pair(size)))
-    created = timm_resize.create_model(name, img_size=size, **SMALL).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of an image scaled to whole patches
+        created = timm_resize.create_model(name, img_size=size, **SMALL).eval()
     assert created(image(pair(size))).isfinite().all()
     other = resized(stock(name, **SMALL), size)
     assert {n: p.shape for n, p in created.named_parameters()} == {n: p.shape for n, p in other.named_parameters()}
@@ -106,7 +110,7 @@ def test_a_size_that_stock_gets_right_by_dropping_a_row_stays_stocks(size):
     assert_same_structure(ours, stock(name, img_size=size, **SMALL))
 
 
-@pytest.mark.parametrize("size", [252, 256, 384, 250, (252, 264)])
+@pytest.mark.parametrize("size", [252, 256, 384, 250, (384, 192)])
 def test_a_saved_configuration_builds_the_same_in_stock(model, base, size):
     """The recorded `img_scale` makes stock's constructor build these branches, so the weights load there."""
     resized(model, size)
@@ -118,8 +122,8 @@ def test_a_saved_configuration_builds_the_same_in_stock(model, base, size):
 
 
 def test_where_no_scale_can_say_it_the_plan_does(model):
-    """(252, 360) wants 240/252 in one direction and 336/360 in the other."""
-    plan = timm_resize.plan_resize(model, (252, 360))
+    """(252, 264) wants 240/252 in one direction and 240/264 in the other."""
+    plan = timm_resize.plan_resize(model, (252, 264))
     assert any("needs timm_resize" in note for note in plan.notes)
 
 

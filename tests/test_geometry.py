@@ -137,7 +137,9 @@ def test_stage_sizes(value, stages, want):
     assert all(type(side) is int for size in got for side in size)
 
 
-@pytest.mark.parametrize(("value", "stages"), [([7, 7, 14], 4), ([7, 7, 7, 7, 7], 4), ([(8, 4), 7], 3), ([], 2), ([7], 2)])
+@pytest.mark.parametrize(
+    ("value", "stages"), [([7, 7, 14], 4), ([7, 7, 7, 7, 7], 4), ([(8, 4), 7], 3), ([], 2), ([7], 2)]
+)
 def test_stage_sizes_count(value, stages):
     """One entry per stage, no more and no fewer."""
     with pytest.raises(InvalidSizeError) as error:

@@ -270,3 +270,15 @@ def test_misfit_says_what_does_not_fit(tmp_path):
     assert misfit(img_size=224) == "pos_embed is [1, 37, 192], stock builds [1, 197, 192]"
     assert misfit(qkv_bias=False) == "blocks.0.attn.qkv.bias is in only one of the two"
     assert "unexpected keyword argument 'nonsense'" in misfit(nonsense=1)
+
+
+def test_misfit_of_a_forward_that_fails(tmp_path):
+    """A model that stock builds but cannot run is found out: ConViT takes its grid for a square one."""
+    model = stock("convit_tiny", depth=1, local_up_to_layer=1)
+    timm_resize.resize_(model, (192, 256))
+    save_pretrained(model, tmp_path)
+    assert (stock_misfit(tmp_path) or "").startswith("RuntimeError: The expanded size of the tensor (192) must match")
+    x = image((192, 256))
+    again = timm_resize.create_model(f"local-dir:{tmp_path}", pretrained=True, img_size=(192, 256)).eval()
+    with torch.no_grad():
+        assert torch.equal(again(x), model(x))

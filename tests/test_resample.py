@@ -1,18 +1,16 @@
-"""The resamplings against closed forms, stock timm's own functions, and torch's interpolate."""
+"""The resamplings against closed forms, and what holds for every one of them."""
 
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from timm.layers import resample_abs_pos_embed, resample_patch_embed
-from timm.layers.pos_embed import resample_abs_pos_embed_nhwc
-from timm.layers.pos_embed_rel import resize_rel_pos_bias_table, resize_rel_pos_bias_table_levit
+from timm.layers.pos_embed_rel import resize_rel_pos_bias_table_levit
 
+from tests.resampling import KERNELS, close, draw, ramp
 from timm_resize.resample import (
     Adjoint,
     AxisMap,
@@ -32,12 +30,6 @@ from timm_resize.resample import (
     token_writer,
 )
 
-GRIDS = [((7, 7), (12, 12)), ((14, 14), (9, 9)), ((7, 7), (4, 14)), ((6, 9), (6, 13)), ((6, 9), (5, 9)),
-         ((14, 14), (7, 28)), ((8, 3), (3, 8)), ((2, 2), (5, 3))]  # fmt: skip
-"""Growing, shrinking, mixed, one axis unchanged, equal counts of another aspect, swapped, tiny."""
-
-KERNELS = [("bicubic", True), ("bicubic", False), ("bilinear", True), ("bilinear", False), ("nearest", False)]
-
 MAPS = [
     pos_embed((7, 7), (9, 6), prefix=2), pos_embed_map((7, 7), (9, 6), dim=1), pos_embed_map((7, 7), (9, 6), dim=2),
     rel_pos_table((7, 7), (9, 6), suffix=3), rel_pos_table((7, 7), (9, 6), mode="bicubic"),
@@ -52,33 +44,6 @@ NEW_SHAPES = [(1, 56, 3), (1, 9, 6, 3), (1, 3, 9, 6), (190, 3), (187, 3), (3, 17
 NAMES = ["pos_embed", "nhwc", "nchw", "table", "table_bicubic", "table_tf", "axis", "offset", "reader", "writer",
          "matrix", "patch"]  # fmt: skip
 EACH = pytest.mark.parametrize(("how", "old", "new"), list(zip(MAPS, SHAPES, NEW_SHAPES, strict=True)), ids=NAMES)
-
-
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def ramp(n: int) -> torch.Tensor:
-    return torch.arange(n, dtype=torch.float64)
-
-
-def close(got: torch.Tensor, want: object, atol: float = 1e-5) -> None:
-    want = want if isinstance(want, torch.Tensor) else torch.tensor(want)
-    torch.testing.assert_close(got.double(), want.double(), atol=atol, rtol=0)
-
-
-def one_axis(old: int, new: int, mode: str, antialias: bool) -> torch.Tensor:
-    """Resize each basis vector as an image of three equal rows: (new, old), float64."""
-    basis = torch.eye(old, dtype=torch.float64).reshape(old, 1, 1, old).repeat(1, 1, 3, 1)
-    image = F.interpolate(basis, size=(3, new), mode=mode, antialias=antialias)
-    return image[:, 0, 1].T
-
-
-def grid_resize(old: tuple[int, int], new: tuple[int, int]) -> torch.Tensor:
-    """Return timm's default resize of a flattened image as one matrix, from torch on 2-D basis images."""
-    count = old[0] * old[1]
-    basis = torch.eye(count, dtype=torch.float64).reshape(count, 1, *old)
-    return F.interpolate(basis, size=new, mode="bicubic", antialias=True).reshape(count, -1).T
 
 
 # -- closed forms ----------------------------------------------------------------------------
@@ -176,189 +141,6 @@ def test_white_noise_norm(mode, want):
     assert (out.norm(dim=-1).mean() / noise.norm(dim=-1).mean()).item() == pytest.approx(want, abs=0.003)
 
 
-# -- patch kernels and tokens ----------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("old", "new", "error"), [(8, 16, 0), (16, 20, 0), (16, 32, 0), (14, 16, 0), (16, 14, 0.49),
-                                                   (32, 8, 0.96)])  # fmt: skip
-def test_patch_kernel_keeps_inner_products(old, new, error):
-    """FlexiViT: ⟨resize(x), w'⟩ = ⟨x, w⟩ when growing; shrinking loses as much as the paper's formula must."""
-    w, x = draw(64, 3, old, old), draw(16, 3, old, old, seed=1)
-    resized = F.interpolate(x, size=(new, new), mode="bicubic", antialias=True)
-    before = torch.einsum("oihw,bihw->bo", w, x)
-    after = torch.einsum("oihw,bihw->bo", patch_kernel((old, old), (new, new))(w), resized)
-    relative = ((after - before).norm() / before.norm()).item()
-    assert relative == pytest.approx(error, abs=0.02 if error else 3e-6)
-
-
-def test_patch_kernels_do_not_chain():
-    """16→32→16 is off by about .95 of the kernel's norm, the reason for keeping originals."""
-    w = draw(64, 3, 16, 16)
-    there = patch_kernel((16, 16), (32, 32))
-    back = patch_kernel((32, 32), (16, 16))
-    assert ((back(there(w)) - w).norm() / w.norm()).item() == pytest.approx(0.95, abs=0.02)
-    assert torch.equal(there.rebase(there.source)(w), there(w))
-
-
-GROWING = [((7, 7), (9, 9)), ((14, 14), (18, 18)), ((14, 14), (24, 24)), ((5, 7), (7, 11)), ((6, 9), (6, 13))]
-
-
-@pytest.mark.parametrize(("old", "new"), GROWING)
-def test_token_identities_when_growing(old, new):
-    """fc1'·U = fc1, fc2' = U·fc2, bias' = U·b, S' = U·S·pinv(U), in float64 and float32."""
-    n, u = old[0] * old[1], grid_resize(old, new)
-    fc1, fc2, bias, s = (draw(*shape, dtype=torch.float64) for shape in ((8, n), (n, 8), (n,), (n, n)))
-    reader, writer, matrix = token_reader(old, new), token_writer(old, new), token_matrix(old, new)
-    close(reader(fc1) @ u, fc1, 1e-12)
-    close(writer(fc2), u @ fc2, 1e-12)
-    close(writer(bias), u @ bias, 1e-12)
-    close(matrix(s), u @ s @ torch.linalg.pinv(u), 1e-12)
-    close(matrix(s) @ u, u @ s, 1e-12)
-    close(reader(fc1.float()).double() @ u, fc1, 1e-5)
-
-
-@pytest.mark.parametrize(("old", "new", "error"), [((7, 7), (9, 9), 0.42), ((14, 14), (18, 18), 0.39),
-                                                   ((14, 14), (24, 24), 1.26)])  # fmt: skip
-def test_naive_row_interpolation_errs(old, new, error):
-    """Interpolating fc1's rows like an image: off by the published fractions, and constants scale by N'/N."""
-    w, u = draw(512, old[0] * old[1], dtype=torch.float64), grid_resize(old, new)
-    naive = token_writer(old, new, dim=1)(w)
-    assert ((naive @ u - w).norm() / w.norm()).item() == pytest.approx(error, abs=0.06)
-    ratio = new[0] * new[1] / (old[0] * old[1])
-    ones = torch.ones(1, old[0] * old[1], dtype=torch.float64)
-    assert token_writer(old, new, dim=1)(ones).sum().item() == pytest.approx(ratio * ones.sum().item())
-    assert token_reader(old, new)(ones).sum().item() == pytest.approx(ones.sum().item())
-
-
-@pytest.mark.parametrize(("old", "new"), GRIDS)
-@pytest.mark.parametrize(("mode", "antialias"), KERNELS)
-def test_constant_grids_keep_their_sums(old, new, mode, antialias):
-    """Growing, shrinking and mixed: a constant grid is read the same, and a constant writer stays constant."""
-    n = old[0] * old[1]
-    w = draw(8, n, dtype=torch.float64)
-    options = dict(mode=mode, antialias=antialias)
-    close(token_reader(old, new, **options)(w).sum(1), w.sum(1), 1e-11)
-    close(token_writer(old, new, **options)(torch.full((n,), 1.25)), torch.full((new[0] * new[1],), 1.25), 1e-7)
-    s = draw(n, n, dtype=torch.float64)
-    wide = token_writer(old, new, **options)(s.sum(1))
-    close(token_matrix(old, new, **options)(s).sum(1), wide, 1e-11)
-
-
-@pytest.mark.parametrize(("old", "new"), GROWING)
-def test_shrinking_readers_undo_growing(old, new):
-    """Readers, untouched between, come back exactly from a larger grid even without the original."""
-    w = draw(8, old[0] * old[1], dtype=torch.float64)
-    close(token_reader(new, old)(token_reader(old, new)(w)), w, 1e-12)
-
-
-def field(size: tuple[int, int], seed: int, waves: int = 3) -> torch.Tensor:
-    """Sample one smooth function of the image at the cell centres of a grid: (h*w,), float64."""
-    y, x = ((torch.arange(n, dtype=torch.float64) + 0.5) / n for n in size)
-    amplitude = draw(waves, waves, seed=seed, dtype=torch.float64)
-    rows = torch.stack([torch.cos(math.pi * i * y) for i in range(waves)])
-    columns = torch.stack([torch.cos(math.pi * i * x) for i in range(waves)])
-    return torch.einsum("ij,ih,jw->hw", amplitude, rows, columns).reshape(-1)
-
-
-@pytest.mark.parametrize(("old", "new"), [((14, 14), (7, 7)), ((14, 14), (10, 10)), ((14, 14), (12, 9)),
-                                          ((14, 14), (20, 10)), ((14, 14), (7, 28))])  # fmt: skip
-def test_shrinking_readers_read_smooth_grids_alike(old, new):
-    """Shrinking and mixed: a smooth grid is read to 1.2 %, at least eight times closer than by pinv(U) or by rows."""
-    w = draw(64, old[0] * old[1], dtype=torch.float64)
-    u = [one_axis(a, b, "bicubic", True) for a, b in zip(old, new, strict=True)]
-    inverse = w @ torch.linalg.pinv(torch.kron(*u))
-    rows = token_writer(old, new, dim=1)(w) * (old[0] * old[1] / (new[0] * new[1]))
-    ours = token_reader(old, new)(w)
-    errors = torch.zeros(3, dtype=torch.float64)
-    for seed in range(8):
-        before, small = w @ field(old, seed), field(new, seed)
-        off = torch.stack([(m @ small - before).norm() for m in (ours, inverse, rows)])
-        errors += off / before.norm() / 8
-    assert errors[0] < 0.012
-    assert errors[0] < errors[1:].min() / 8
-
-
-# -- stock's own functions -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("old", "new"), GRIDS)
-@pytest.mark.parametrize("prefix", [0, 1, 5])
-def test_pos_embed_equals_stock(old, new, prefix):
-    """timm's resample_abs_pos_embed to 1e-5, each kernel; the prefix bit for bit."""
-    table = draw(1, prefix + old[0] * old[1], 6)
-    for mode, antialias in KERNELS:
-        ours = pos_embed(old, new, prefix=prefix, mode=mode, antialias=antialias)(table)
-        theirs = resample_abs_pos_embed(table, new, old, prefix, interpolation=mode, antialias=antialias)
-        close(ours, theirs)
-        assert torch.equal(ours[:, :prefix], table[:, :prefix])
-    corners = pos_embed(old, new, prefix=prefix, mode="bilinear", align_corners=True)(table)
-    close(corners, resample_abs_pos_embed(table, new, old, prefix, "bilinear", False, align_corners=True))
-
-
-@pytest.mark.parametrize(("old", "new"), GRIDS)
-def test_pos_embed_map_equals_stock(old, new):
-    """timm's resample_abs_pos_embed_nhwc to 1e-5, and the same numbers for the NCHW layout."""
-    table = draw(1, *old, 6)
-    ours = pos_embed_map(old, new, dim=1)(table)
-    close(ours, resample_abs_pos_embed_nhwc(table, new))
-    channels_first = pos_embed_map(old, new, dim=2)(table.permute(0, 3, 1, 2))
-    close(channels_first, ours.permute(0, 3, 1, 2), 1e-7)
-
-
-@pytest.mark.parametrize(("old", "new"), GRIDS)
-@pytest.mark.parametrize("suffix", [0, 3])
-def test_rel_pos_table_equals_stock(old, new, suffix):
-    """timm's resize_rel_pos_bias_table to 1e-5 at every window, flat with and without class-token rows."""
-    count, wanted = ((2 * h - 1) * (2 * w - 1) + suffix for h, w in (old, new))
-    table = draw(count, 4)
-    ours = rel_pos_table(old, new, suffix=suffix)(table)
-    close(ours, resize_rel_pos_bias_table(table, new, (wanted, 4), old_window_size=old))
-    assert torch.equal(ours[wanted - suffix :], table[count - suffix :])
-
-
-@pytest.mark.parametrize(("old", "new"), GRIDS)
-def test_rel_pos_table_tf_equals_stock(old, new):
-    """The unflattened layout (heads, 2h-1, 2w-1) too."""
-    table = draw(4, 2 * old[0] - 1, 2 * old[1] - 1)
-    shape = (4, 2 * new[0] - 1, 2 * new[1] - 1)
-    close(rel_pos_table(old, new, dim=1, flat=False)(table), resize_rel_pos_bias_table(table, new, shape))
-
-
-@pytest.mark.parametrize(("old", "new"), GRIDS)
-def test_patch_kernel_equals_stock(old, new):
-    """timm's resample_patch_embed to 1e-5, growing and shrinking, each axis on its own."""
-    kernel = draw(5, 3, *old)
-    close(patch_kernel(old, new)(kernel), resample_patch_embed(kernel, new))
-
-
-@pytest.mark.parametrize("old", [(1, 7), (7, 1), (1, 1)])
-@pytest.mark.parametrize("new", [(1, 9), (5, 1), (4, 4), (1, 1)])
-def test_sides_of_one(old, new):
-    """A side of 1 beside any other: equal to resizing each axis alone, as a part of a wider image."""
-    table = draw(1, old[0] * old[1], 3, dtype=torch.float64)
-    for mode, antialias in KERNELS:
-        rows, columns = (one_axis(a, b, mode, antialias) for a, b in zip(old, new, strict=True))
-        want = torch.einsum("yh,xw,hwc->yxc", rows, columns, table.reshape(*old, 3)).reshape(1, -1, 3)
-        close(pos_embed(old, new, mode=mode, antialias=antialias)(table), want)
-
-
-def test_sides_of_one_in_closed_form():
-    """A ramp of 7 rows and one column, 7→4: each output is its own kernel's mean, not the first sample's."""
-    centre = (ramp(4) + 0.5) * 7 / 4 - 0.5
-    distance = (ramp(7) - centre[:, None]).abs() / (7 / 4)
-    triangle = (1 - distance).clamp(min=0)
-    want = (triangle / triangle.sum(1, keepdim=True)) @ ramp(7)
-    close(pos_embed((7, 1), (4, 1), mode="bilinear")(ramp(7).reshape(1, 7, 1)).flatten(), want)
-
-
-def test_rel_pos_axis_is_corner_aligned():
-    """Offsets -3..3 onto -6..6 hit every old offset exactly and the midpoints between."""
-    table = draw(7, 3)
-    out = rel_pos_axis(7, 13)(table)
-    close(out[::2], table, 1e-6)
-    close(out[1::2], (table[1:] + table[:-1]) / 2, 1e-6)
-
-
 # -- offset tables ---------------------------------------------------------------------------
 
 
@@ -397,7 +179,7 @@ def test_offset_table_antialias_in_closed_form():
     close(row, want, 1e-12)
 
 
-# -- any map ---------------------------------------------------------------------------------
+# -- any map --------------------------------------------------------------------------------
 
 
 @EACH

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import timm
 import torch
-from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
+from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.swin_transformer_v2 import WindowAttention as WindowAttentionV2
 from timm.models.swin_transformer_v2_cr import WindowMultiHeadAttention
 
@@ -396,13 +396,3 @@ def test_scripting_after_a_resize(name, weights):
     with torch.inference_mode():
         x = image((96, 160))
         torch.testing.assert_close(scripted(x), model(x), atol=1e-5, rtol=1e-5)
-
-
-def test_a_directly_built_class_resizes(weights):
-    """A SwinTransformer that no factory made, without any record of its arguments, resizes like a registered one."""
-    model = SwinTransformer(**SMALL)
-    model.load_state_dict(weights[V1])
-    want = trained(V1, weights)
-    want.set_input_size(img_size=(288, 320))
-    timm_resize.resize_(model, (288, 320))
-    assert_close(model.eval(), want)

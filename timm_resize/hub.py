@@ -171,19 +171,25 @@ def _sync(path: Path) -> None:
 
 
 def stock_misfit(folder: str | os.PathLike[str]) -> str | None:
-    """Return why stock timm's `create_model("local-dir:…", pretrained=True)` cannot load a folder, None if it can.
+    """Return why stock timm's `create_model("local-dir:…", pretrained=True)` cannot use a folder, None if it can.
 
-    Builds the model on the meta device from the config, and compares shapes with the header of the weights.
+    On the meta device: builds the model from the config, compares shapes with the header of the weights, and runs
+    the forward at the config's input size.
     """
     path = Path(folder)
     try:
         with torch.device("meta"):
-            model = _stock_create_model(f"local-dir:{path}")
-    except Exception as error:  # whatever a constructor raises on arguments that it does not expect
-        return f"{type(error).__name__}: {error}"
-    want = {k: list(v.shape) for k, v in model.state_dict().items()}
-    with safe_open(path / WEIGHTS, framework="pt") as weights:
-        have = {k: weights.get_slice(k).get_shape() for k in weights.keys()}  # noqa: SIM118
-    if want.keys() != have.keys():
-        return f"{min(want.keys() ^ have.keys())} is in only one of the two"
-    return next((f"{k} is {have[k]}, stock builds {want[k]}" for k in want if want[k] != have[k]), None)
+            model = _stock_create_model(f"local-dir:{path}").eval()
+            want = {k: list(v.shape) for k, v in model.state_dict().items()}
+            with safe_open(path / WEIGHTS, framework="pt") as weights:
+                have = {k: weights.get_slice(k).get_shape() for k in weights.keys()}  # noqa: SIM118
+            if want.keys() != have.keys():
+                return f"{min(want.keys() ^ have.keys())} is in only one of the two"
+            for key in want:
+                if want[key] != have[key]:
+                    return f"{key} is {have[key]}, stock builds {want[key]}"
+            with torch.no_grad():
+                model(torch.empty(1, *model.pretrained_cfg["input_size"]))
+    except Exception as error:  # whatever a constructor or a forward raises at a size that it does not expect
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return None

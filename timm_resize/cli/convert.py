@@ -60,10 +60,8 @@ def run(args: argparse.Namespace) -> None:
     if misfit is None:
         print(f'load it with timm.create_model("local-dir:{folder}", pretrained=True)')
     else:
-        name = model.pretrained_cfg["architecture"]  # type: ignore[index]
         print(f"note: stock timm cannot build this size ({misfit})")
-        print(f'load it with timm_resize.create_model("{name}", img_size={plan.new_size}, '
-              f'num_classes={model.num_classes}, checkpoint_path="{folder / WEIGHTS}")')  # fmt: skip
+        print(f'load it with timm_resize.create_model("local-dir:{folder}", pretrained=True, img_size={plan.new_size})')
 
 
 def _check_folder(folder: Path, force: bool) -> None:

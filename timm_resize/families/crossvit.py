@@ -14,6 +14,8 @@ from timm_resize.geometry import Size, floor_div, text
 from timm_resize.plan import MISSING
 from timm_resize.registry import register
 
+Scales = tuple[float, ...]
+
 _SMALL: dict[str, Any] = {"depth": [[1, 1, 0]], "embed_dim": [32, 64], "num_heads": [2, 2]}
 
 
@@ -52,18 +54,21 @@ def plan_crossvit(model: CrossVit, ctx: Context) -> Changes:
     yield from _scale_records(model, ctx, scales, sizes)
 
 
-def _scale_records(model: CrossVit, ctx: Context, scales: Sequence[float], sizes: Sequence[Size]) -> Changes:
-    """Remember the true scales where the sizes do not give them back, and record what makes stock build the sizes."""
-    built = all(_cut(ctx.new_size, scale) == size for scale, size in zip(scales, sizes, strict=True))
-    yield from ctx.attribute(model, img_scale=MISSING if built else tuple(scales))
-    if built and "img_scale" not in (getattr(model, "_model_args", None) or {}):
-        return
-    exact = tuple(scales) if built else tuple(_scale_for(ctx.new_size, size) for size in sizes)
-    if None in exact:
+def _scale_records(model: CrossVit, ctx: Context, scales: Scales, sizes: Sequence[Size]) -> Changes:
+    """Keep the scales where they cannot be read off the sizes, and record what makes stock build the sizes."""
+    told = _read_scales(model, ctx.new_size, sizes) == scales
+    yield from ctx.attribute(model, img_scale=MISSING if told else scales)
+    if all(_cut(ctx.new_size, scale) == size for scale, size in zip(scales, sizes, strict=True)):
+        built: Sequence[float | None] = scales
+        if "img_scale" not in (getattr(model, "_model_args", None) or {}):
+            return
+    else:
+        built = [_scale_for(ctx.new_size, size) for size in sizes]
+    if None in built:
         ctx.note(f"stock timm has no img_scale that gives branches of {' and '.join(map(text, sizes))}: "
                  "a checkpoint saved at this size needs timm_resize.")  # fmt: skip
-    else:
-        ctx.record(img_scale=exact)
+        built = scales
+    ctx.record(img_scale=tuple(built))
 
 
 def branch_size(embed: PatchEmbed, size: Size, scale: float) -> Size:
@@ -91,25 +96,30 @@ def _forward_grid(embed: PatchEmbed, size: Size) -> Size:
     return sides[0], sides[1]
 
 
-def branch_scales(model: CrossVit) -> tuple[float, ...]:
-    """Return each branch's image scale, which stock's constructor does not keep.
-
-    The present sizes give it back up to their rounding. At the checkpoint's own size every branch is whole patches,
-    so a scale is looked for that does that and leads to the present sizes.
-    """
+def branch_scales(model: CrossVit) -> Scales:
+    """Return each branch's image scale, which stock's constructor does not keep."""
     if hasattr(model, "img_scale"):
         return tuple(model.img_scale)
+    return _read_scales(model, tuple(model.img_size), [tuple(size) for size in model.img_size_scaled])
+
+
+def _read_scales(model: CrossVit, img_size: Size, sizes: Sequence[Size]) -> Scales:
+    """Read the scales off the branch sizes, which tell them up to rounding.
+
+    At the checkpoint's own size every branch is whole patches: look for a scale that does that and leads here.
+    """
     native = max((getattr(model, "pretrained_cfg", None) or {}).get("input_size", (0,))[1:], default=0)
-    axis = int(model.img_size[1] > model.img_size[0])
+    axis = int(img_size[1] > img_size[0])
     scales = []
-    for embed, size in zip(model.patch_embed, model.img_size_scaled, strict=True):
-        scale, patch = size[axis] / model.img_size[axis], embed.patch_size[axis]
-        patches = scale * native / patch
-        up, near = (count * patch / native if native else scale for count in (ceil(patches - 1e-9), round(patches)))
-        if _cut(model.img_size, up) == tuple(size):
-            scale = up
-        elif branch_size(embed, model.img_size, near) == tuple(size):
-            scale = near
+    for embed, size in zip(model.patch_embed, sizes, strict=True):
+        scale, patch = size[axis] / img_size[axis], embed.patch_size[axis]
+        if native:
+            patches = scale * native / patch
+            up, near = ceil(patches - 1e-9) * patch / native, round(patches) * patch / native
+            if _cut(img_size, up) == size:
+                scale = up
+            elif branch_size(embed, img_size, near) == size:
+                scale = near
         scales.append(scale)
     return tuple(scales)
 

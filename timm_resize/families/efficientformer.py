@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from timm.models.efficientformer import Attention, EfficientFormer
-from torch import Tensor
+from torch import Tensor, nn
 
 from timm_resize.context import Changes, Context
 from timm_resize.errors import UnsupportedModelError
 from timm_resize.families.convolution import map_size
 from timm_resize.families.offset_bias import offset_index, resize_offset_bias
-from timm_resize.geometry import Size, ceil_div
+from timm_resize.geometry import Size, ceil_div, text
 from timm_resize.registry import register
 
 _STOCK_GRID = (7, 7)
@@ -41,8 +41,9 @@ def plan_efficientformer(model: EfficientFormer, ctx: Context) -> Changes:
         for attention in attentions:
             yield from ctx.visit(attention, resolution=size)
         if attentions and i == model.num_stages - 1 and (before[0] % 2 or before[1] % 2):
-            ctx.note(f"stock's forward_intermediates halves the {before[0]}x{before[1]} map of stage {i} rounding "
-                     "down and fails; forward does not.")  # fmt: skip
+            if isinstance(model.norm, nn.Identity):  # pruned to a feature extractor, which has no other forward
+                ctx.invalid(f"gives a {text(before)} map before the last stage, whose features need an even one")
+            ctx.note(f"forward_intermediates cannot reshape the last stage's output after an odd map ({text(before)})")
 
 
 def _mixer(block: Any) -> Any:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from timm_resize.resample.positions import sample_matrix
+
 
 @dataclass(frozen=True)
 class AxisMap:
@@ -149,8 +151,8 @@ class MirroredOffset(AxisMap):
     """A table over |offset| = 0..n-1, mirrored to an even function, interpolated corner to corner.
 
     Offset 0 and the last offset keep their values exactly; half-pixel sampling would move both.
-    Without `antialias` it is torch's interpolation with align_corners. Torch has no corner-aligned antialias, so that
-    is built here from torch's antialias kernels; when growing, too, its cubic (a = -0.5) reads a smooth table better.
+    Without `antialias` it is torch's interpolation with align_corners. Torch has no corner-aligned antialias; with it
+    the kernels are torch's antialias kernels, whose cubic (a = -0.5) reads a smooth table better when growing, too.
     """
 
     mode: str = "bicubic"
@@ -164,10 +166,9 @@ class MirroredOffset(AxisMap):
             matrix[:, 0] = 1.0
             return matrix
         mirrored_old, mirrored_new = 2 * old - 1, 2 * new - 1
-        if self.antialias and self.mode in _KERNELS:
-            full = _corner_aligned(mirrored_old, mirrored_new, self.mode)
-        else:
-            full = _interpolation(mirrored_old, mirrored_new, self.mode, False, True)
+        spacing = (mirrored_old - 1) / (mirrored_new - 1)  # unit: one old cell
+        positions = torch.arange(mirrored_new, dtype=torch.float64) * spacing
+        full = sample_matrix(positions, mirrored_old, spacing=spacing, mode=self.mode, antialias=self.antialias)
         half = full[new - 1 :]  # offsets 0..new-1 of the even function
         folded = half[:, old - 1 :].clone()
         folded[:, 1:] += half[:, : old - 1].flip(1)
@@ -180,31 +181,6 @@ class MirroredOffset(AxisMap):
     def label(self) -> str:
         """Short name of the method for tables."""
         return f"{self.mode} over mirrored offsets"
-
-
-def _corner_aligned(old: int, new: int, mode: str) -> Tensor:
-    """Return a corner-aligned (new, old) matrix, float64; rows are kernels as wide as the coarser spacing, sum 1."""
-    spacing = (old - 1) / (new - 1)  # unit: one old cell
-    centre = torch.arange(new, dtype=torch.float64)[:, None] * spacing
-    weight = _KERNELS[mode]((torch.arange(old, dtype=torch.float64) - centre).abs() / max(spacing, 1.0))
-    return weight / weight.sum(1, keepdim=True)
-
-
-def _cubic(x: Tensor) -> Tensor:
-    """Return Keys' cubic convolution kernel at distance `x` >= 0, a = -0.5 as in torch's antialias.
-
-    Source: Keys, Cubic convolution interpolation for digital image processing, 1981, equation 15.
-    """
-    near, far = ((1.5 * x - 2.5) * x) * x + 1.0, ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
-    return torch.where(x < 1.0, near, torch.where(x < 2.0, far, 0.0))
-
-
-def _triangle(x: Tensor) -> Tensor:
-    """Return the linear interpolation kernel at distance `x` >= 0."""
-    return (1.0 - x).clamp(min=0.0)
-
-
-_KERNELS = {"bicubic": _cubic, "bilinear": _triangle}
 
 
 @dataclass(frozen=True)
