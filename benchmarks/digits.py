@@ -84,9 +84,9 @@ def at_size(images: Tensor, size: Size) -> Tensor:
 
 
 def batches(data: tuple[Tensor, Tensor], size: Size, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield shuffled batches of 128 at `size`, each image moved by up to one of its 8 pixels."""
+    """Yield shuffled batches of 64 at `size`, each image moved by up to one of its 8 pixels."""
     images, labels = data
-    for index in torch.randperm(len(labels), generator=generator).split(128):
+    for index in torch.randperm(len(labels), generator=generator).split(64):
         if len(index) > 1:
             dy, dx = (int(v) for v in torch.randint(-1, 2, (2,), generator=generator))
             moved = F.pad(images[index], (1, 1, 1, 1), value=-1.0)[..., 1 + dy : 9 + dy, 1 + dx : 9 + dx]
@@ -97,7 +97,7 @@ def fit(model: nn.Module, data: Digits, size: Size, epochs: int, lr: float, seed
     """Train with AdamW and a cosine schedule."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
-    steps = epochs * -(-len(data.train[1]) // 128)
+    steps = epochs * -(-len(data.train[1]) // 64)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1)
     model.train()
     for _ in range(epochs):
@@ -141,7 +141,7 @@ def run(family: Family, data: Digits, seed: int, epochs: int, tune: int) -> dict
     native_size = (family.size, family.size)
     kwargs = {"img_size": native_size, **family.kwargs}
     model = timm_resize.create_model(family.name, num_classes=10, in_chans=1, **kwargs)
-    fit(model, data, native_size, epochs, 2e-3, seed)
+    fit(model, data, native_size, epochs, 1e-3, seed)
     images, labels = data.test
     out: dict[Any, float] = {"native": accuracy(model, at_size(images, native_size), labels)}
     with tempfile.TemporaryDirectory() as folder:
@@ -154,11 +154,11 @@ def run(family: Family, data: Digits, seed: int, epochs: int, tune: int) -> dict
             there = at_size(images, size)
             out[size, "resized"] = accuracy(resized, there, labels)
             out[size, "back"] = accuracy(model, at_size(there, native_size), labels)
-            fit(resized, data, size, tune, 5e-4, seed + 1)
+            fit(resized, data, size, tune, 3e-4, seed + 1)
             out[size, "resized, tuned"] = accuracy(resized, there, labels)
             if redraw_sized_(other, model, family, size):
                 out[size, "redrawn"] = accuracy(other, there, labels)
-                fit(other, data, size, tune, 5e-4, seed + 1)
+                fit(other, data, size, tune, 3e-4, seed + 1)
                 out[size, "redrawn, tuned"] = accuracy(other, there, labels)
     return out
 
@@ -190,7 +190,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=30, help="of training at the native size")
+    parser.add_argument("--epochs", type=int, default=40, help="of training at the native size")
     parser.add_argument("--tune", type=int, default=2, help="epochs of fine-tuning after a resize")
     parser.add_argument("--output", type=Path, help="write the table to this file too")
     args = parser.parse_args()

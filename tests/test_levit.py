@@ -13,7 +13,7 @@ from torch import nn
 
 import timm_resize
 from tests.oracle import assert_close, assert_same_structure, image, redraw_, stock
-from timm_resize.families.levit import offset_index
+from timm_resize.families.offset_bias import offset_index
 from timm_resize.resample import offset_table
 
 TINY = dict(embed_dim=(32, 48, 64), key_dim=8, num_heads=(2, 3, 4), depth=(1, 1, 1), num_classes=3)

@@ -28,12 +28,19 @@ from timm_resize.apply import apply_plan, resize_
 from timm_resize.checkpoint import load_checkpoint, source_geometry
 from timm_resize.errors import ResizeError, UnsupportedModelError, near_names
 from timm_resize.locate import find_model, model_handler
-from timm_resize.planner import make_request, plan_request, takes_img_size
+from timm_resize.planner import make_request, plan_request
 
 OWN_OPTIONS = ("window_policy", "interpolation", "antialias", "preset")
 """Keywords of `create_model` that are ours alone; the model's constructor never sees them."""
 
-GEOMETRY = ("img_size", "patch_size", "window_size")
+GEOMETRY = (
+    "img_size",
+    "patch_size",
+    "window_size",
+    "transformer_window_size",
+    "transformer_grid_size",
+    "transformer_partition_ratio",
+)
 """Constructor keywords that a pretrained build leaves at the checkpoint's values and a resize then sets."""
 
 _stock_create_model = _factory.create_model
@@ -113,8 +120,10 @@ def _build(create_fn: Callable[..., nn.Module], pending: _Pending, *, pretrained
     request = make_request(type(root).__name__, img_size, constructing=True, **options, **own)
     apply_plan(root, plan_request(root, request), outer=model)
     handler = model_handler(root)
-    if takes_img_size(handler.cls if handler else type(root)):
-        model._model_args = dict(getattr(model, "_model_args", {}), **pending.wanted)  # type: ignore[assignment]
+    named = inspect.signature(handler.cls if handler else type(root)).parameters
+    recorded = {k: v for k, v in pending.wanted.items() if k in named}
+    if recorded:
+        model._model_args = {**getattr(model, "_model_args", {}), **recorded}  # type: ignore[assignment]
     _ensure_method(type(model))
     return model
 

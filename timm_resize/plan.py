@@ -144,16 +144,13 @@ class ResizePlan:
 
 
 class _Missing:
-    """Stands for an attribute that is not there; compares equal across pickles."""
+    """Stands for an attribute that is not there; one object, also after a copy or a pickle."""
+
+    def __reduce__(self) -> str:
+        return "MISSING"
 
     def __repr__(self) -> str:
         return "<missing>"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Missing)
-
-    def __hash__(self) -> int:
-        return 0
 
 
 MISSING = _Missing()

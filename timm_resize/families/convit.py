@@ -44,7 +44,7 @@ def plan_gpsa(attn: GPSA, ctx: Context, *, old: Size, new: Size) -> Changes:
     """
     tokens, old_tokens = new[0] * new[1], old[0] * old[1]
     placeholder = attn.rel_indices is None or attn.rel_indices.shape[1] != old_tokens
-    if placeholder and new[0] == new[1] and not (ctx.request.constructing and old != new):
+    if placeholder and new[0] == new[1]:
         return
     if placeholder or old != new:
         rule = Rebuild(relative_positions, (new,), like="qk.weight")

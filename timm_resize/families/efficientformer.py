@@ -50,7 +50,7 @@ def _mixer(block: Any) -> Any:
     return getattr(block, "token_mixer", None)
 
 
-@register(Attention, state="attention_biases (heads, h*w), attention_bias_idxs", method="offsets mirrored, offset 0 kept")
+@register(Attention, state="attention_biases (heads, h*w), attention_bias_idxs", method="as EfficientFormer")
 def plan_attention(attention: Attention, ctx: Context, *, resolution: Size) -> Changes:
     """Resample the table for a map of `resolution`."""
     yield from resize_offset_bias(attention, ctx, _old_grid(attention, ctx), resolution)
@@ -62,7 +62,7 @@ def _old_grid(attention: Attention, ctx: Context) -> Size:
     That is the grid of the model's size, or, where stock's constructor ignored that size, the one it always makes.
     On the meta device an index has no values and the number of cells decides.
     """
-    index: Tensor = attention.attention_bias_idxs  # type: ignore[assignment]
+    index: Tensor = attention.attention_bias_idxs
     known = [] if ctx.old_size is None else [ceil_div(ctx.old_size, 32)]
     for grid in (*known, _STOCK_GRID):
         if grid[0] * grid[1] != index.shape[0]:

@@ -44,7 +44,7 @@ def _stem(model: Any, ctx: Context) -> list[Any]:
     return [model._modules[name] for name in ("stem_conv1", "stem_conv2")]
 
 
-@register(Attention2d, state="attention_biases (heads, h*w)", method="offsets mirrored, bicubic antialias, offset 0 kept")
+@register(Attention2d, state="attention_biases (heads, h*w)", method="as EfficientFormerV2")
 def plan_attention_2d(attention: Attention2d, ctx: Context, *, resolution: Size) -> Changes:
     """Resample the table for an input map of `resolution`; with a stride the attention is on the strided map.
 
@@ -54,13 +54,14 @@ def plan_attention_2d(attention: Attention2d, ctx: Context, *, resolution: Size)
     if attention.stride_conv is not None:
         stride = int(attention.upsample.scale_factor)
         if resolution[0] % stride or resolution[1] % stride:
-            ctx.invalid(f"gives a {text(resolution)} map to {ctx.path(attention)}, not divisible by its stride={stride}")
+            where = f"a {text(resolution)} map to {ctx.path(attention)}"
+            ctx.invalid(f"gives {where}, not divisible by its stride={stride}")
         inner = map_size(attention.stride_conv.conv, resolution)
     yield from resize_offset_bias(attention, ctx, tuple(attention.resolution), inner)
     yield from ctx.attribute(attention, resolution=inner, N=inner[0] * inner[1])
 
 
-@register(Attention2dDownsample, state="attention_biases (heads, h*w)", method="as Attention2d")
+@register(Attention2dDownsample, state="attention_biases (heads, h*w)", method="as EfficientFormerV2")
 def plan_attention_2d_downsample(attention: Attention2dDownsample, ctx: Context, *, resolution: Size) -> Changes:
     """Resample the table for an input map of `resolution`; the queries are every second cell."""
     halved = ceil_div(resolution, 2)

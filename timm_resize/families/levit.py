@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from timm.models.levit import Attention, AttentionDownsample, ConvNorm, Levit, Stem8, Stem16
-from torch import Tensor, nn
+from torch import nn
 
 from timm_resize.context import Changes, Context
+from timm_resize.families.offset_bias import resize_offset_bias
 from timm_resize.families.patch_embed import backbone_size
 from timm_resize.geometry import Size, ceil_div
-from timm_resize.plan import Rebuild
 from timm_resize.registry import register
-from timm_resize.resample import offset_table
 
 _SMALL: dict[str, Any] = dict(embed_dim=(32, 48, 64), key_dim=8, num_heads=(2, 3, 4), depth=(1, 1, 1))
 
@@ -62,25 +60,9 @@ def plan_attention_downsample(attn: AttentionDownsample, ctx: Context, *, resolu
 
 def _bias(attn: Attention | AttentionDownsample, ctx: Context, new: Size, stride: int) -> Changes:
     old = tuple(attn.resolution)
-    yield from ctx.parameter(attn, "attention_biases", offset_table(old, new, **ctx.interpolation()))
+    yield from resize_offset_bias(attn, ctx, old, new, step=stride)
     if old != new:
-        yield from ctx.attribute(attn, resolution=new, attention_bias_cache={})
-        queries = ceil_div(new, stride)
-        shape = (queries[0] * queries[1], new[0] * new[1])
-        yield from ctx.buffer(attn, "attention_bias_idxs", shape, Rebuild(offset_index, (new, stride)))
-
-
-def offset_index(keys: Size, stride: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return where each pair of a query and a key looks its bias up: (queries, h*w), |dy| * w + |dx|.
-
-    Queries are the cells of the keys' grid (h, w) at multiples of `stride`.
-    """
-    dy, dx = (
-        (torch.arange(0, side, stride, device=device)[:, None] - torch.arange(side, device=device)).abs()
-        for side in keys
-    )
-    index = dy[:, None, :, None] * keys[1] + dx[None, :, None, :]  # (query y, query x, key y, key x)
-    return index.reshape(len(dy) * len(dx), keys[0] * keys[1]).to(dtype)
+        yield from ctx.attribute(attn, resolution=new)
 
 
 def _stem_grid(model: nn.Module, ctx: Context) -> Size:

@@ -67,7 +67,7 @@ def plan_tiny_vit_block(block: TinyVitBlock, ctx: Context, *, window_size: int |
     yield from ctx.visit(block.attn, resolution=(side, side))
 
 
-@register(Attention, state="attention_biases (heads, h*w)", method="offsets mirrored, bicubic antialias, offset 0 kept")
+@register(Attention, state="attention_biases (heads, h*w)", method="offsets mirrored, offset 0 kept")
 def plan_attention(attention: Attention, ctx: Context, *, resolution: Size) -> Changes:
     """Resample the table for a window of `resolution`."""
     yield from resize_offset_bias(attention, ctx, attention.resolution, resolution)

@@ -1,0 +1,17 @@
+"""Every test starts and ends with stock timm."""
+
+from __future__ import annotations
+
+import pytest
+
+import timm_resize
+from timm_resize.factory import _installed
+
+
+@pytest.fixture(autouse=True)
+def _stock_timm():
+    yield
+    leaked = _installed.depth
+    while _installed.depth:
+        timm_resize.uninstall()
+    assert not leaked, "the test left the plugin installed"
