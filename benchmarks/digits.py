@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F  # noqa: N812
 from sklearn.datasets import load_digits
@@ -117,7 +116,7 @@ def logits(output: Any) -> Tensor:
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Return top-1 accuracy in percent."""
     model.eval()
-    hits = sum(int((logits(model(i)).argmax(1) == t).sum()) for i, t in zip(images.split(250), labels.split(250)))
+    hits = sum(int((logits(model(i)).argmax(1) == t).sum()) for i, t in zip(images.split(250), labels.split(250), strict=True))
     return 100.0 * hits / len(labels)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 import timm_resize
 from tests.oracle import stock
@@ -48,6 +49,25 @@ def test_kernels_count_alike():
     for block in plain.blocks:
         block.attn.fused_attn = False
     assert measure(fused) == measure(plain)
+
+
+class Gated(nn.Module):
+    """Attention over 6 tokens whose scores are cast, gated, dropped out and laid out anew before they are used."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Parameter(torch.ones(2, 1, 1))
+
+    def forward(self, x):
+        tokens = x.flatten(2).reshape(1, 2, 6, -1)
+        scores = (tokens @ tokens.mT).softmax(-1, dtype=torch.float64).to(x.dtype) * self.gate
+        scores = nn.functional.dropout(scores, 0.5, training=True).transpose(1, 2).contiguous().transpose(1, 2)
+        return scores.reshape(2, 6, 6) @ tokens.reshape(2, 6, -1), tokens.softmax(-1).sum()
+
+
+def test_scores_are_followed_to_their_product():
+    """Scores count once though copies of them are used; a softmax whose result meets no product does not."""
+    assert measure(Gated(), (4, 8)).attention == (2 * 6 * 6,)
 
 
 def test_windows_count_all():

@@ -260,6 +260,31 @@ def test_features_only_takes_a_size_and_resizes(plugin):
     assert model._traits["img_size"] == model.model._traits["img_size"] == (64, 96)
 
 
+def test_a_feature_wrapper_reports_the_new_reduction(plugin):
+    """A change of patch size reaches the wrapper's own `feature_info`, as in a stock build with that patch size."""
+    args = dict(features_only=True, depth=2, out_indices=(0, 1), img_size=96)
+    model = timm.create_model("vit_tiny_patch16_224", **args)
+    model.set_input_size(96, patch_size=8)
+    assert model.feature_info.reduction() == [8, 8]
+    want = timm.create_model("vit_tiny_patch16_224", **args, patch_size=8)
+    assert model.feature_info.get_dicts() == want.feature_info.get_dicts()
+
+
+@pytest.mark.parametrize("policy", ["keep", "scale"])
+def test_a_window_policy_gives_the_same_windows_with_and_without_weights(policy):
+    """The windows of a policy do not depend on whether weights were loaded, and are recorded for a stock rebuild."""
+    args = dict(img_size=448, depths=(1, 1, 1, 1), embed_dim=16, num_heads=(1, 1, 1, 1), window_policy=policy)
+    name, window = "swin_tiny_patch4_window7_224", {"keep": 7, "scale": 14}[policy]
+    drawn = timm_resize.create_model(name, **args)
+    small = {k: v for k, v in args.items() if k not in ("img_size", "window_policy")}
+    overlay = dict(state_dict=stock(name, **small).state_dict())
+    loaded = timm_resize.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **args)
+    for model in (drawn, loaded):
+        assert model.layers[0].blocks[0].window_size == (window, window)
+        rebuilt = stock(name, **model._model_args)
+        assert rebuilt.layers[0].blocks[0].window_size == (window, window)
+
+
 def test_unknown_names_list_near_ones():
     """A misspelt model name is answered with registered names close to it."""
     with pytest.raises(RuntimeError, match=r"Unknown model \(vit_tini_patch16_224\)\. Near names: vit_tiny_patch16_224"):

@@ -10,7 +10,6 @@ from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
 
 from tests.resampling import GRIDS, KERNELS, close, draw, one_axis, ramp
 from timm_resize.resample import patch_kernel, pos_embed, pos_embed_map, rel_pos_axis, rel_pos_table
-from timm_resize.resample.positions import sample_matrix
 
 
 @pytest.mark.parametrize(("old", "new"), GRIDS)
@@ -89,12 +88,3 @@ def test_rel_pos_axis_is_corner_aligned():
     out = rel_pos_axis(7, 13)(table)
     close(out[::2], table, 1e-6)
     close(out[1::2], (table[1:] + table[:-1]) / 2, 1e-6)
-
-
-@pytest.mark.parametrize(("old", "new"), [(7, 12), (12, 7), (14, 15), (9, 9), (1, 4), (4, 1)])
-@pytest.mark.parametrize(("mode", "antialias"), KERNELS[:4])
-def test_sample_matrix_at_torchs_positions(old, new, mode, antialias):
-    """Sampling at the positions that interpolate() uses gives its matrix, growing and shrinking."""
-    positions = (ramp(new) + 0.5) * old / new - 0.5
-    got = sample_matrix(positions, old, spacing=old / new, mode=mode, antialias=antialias)
-    close(got, one_axis(old, new, mode, antialias), 1e-12)

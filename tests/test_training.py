@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -180,3 +181,20 @@ def test_hooks_ties_and_memory_format_survive():
     assert not model.patch_embed.proj.weight.is_contiguous()
     model(image((96, 96))).sum().backward()
     assert fired == [torch.Size([1, 145, 192])]
+
+
+def test_a_resize_in_inference_mode_leaves_a_model_that_trains():
+    """Parameters written under `torch.inference_mode` are ordinary tensors: the next backward works."""
+    model = small()
+    with torch.inference_mode():
+        timm_resize.resize_(model, 96)
+    model(image((96, 96))).sum().backward()
+    assert model.pos_embed.grad is not None
+
+
+def test_plans_pickle():
+    """A plan, one that empties a cache too, survives pickle and still applies."""
+    for model in (small(), stock("levit_128s", depth=(1, 1, 1))):
+        plan = pickle.loads(pickle.dumps(timm_resize.plan_resize(model, 128)))
+        assert timm_resize.resize_(model, plan).new_size == (128, 128)
+        assert timm_resize.plan_resize(model).new_size == (128, 128)

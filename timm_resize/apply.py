@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from timm.models import FeatureInfo
 from torch import Tensor, nn
 
 from timm_resize.errors import ResizeError
@@ -173,12 +174,11 @@ def apply_plan(root: nn.Module, plan: ResizePlan, *, optimizer: Any = None, ema:
     """
     from timm_resize.training import optimizer_writes
 
-    with torch.no_grad(), _resizing:
+    with torch.inference_mode(False), torch.no_grad(), _resizing:
         maps: dict[nn.Parameter, Resample] = {}
         writes = model_writes(root, plan, maps)
-        if outer is not None and outer is not root and "_traits" in outer.__dict__:
-            traits = {**outer._traits, **{k: v for k, v in _new_traits(plan).items() if k in SIZE_TRAITS}}  # type: ignore[dict-item]
-            writes.append(lambda t: t.attribute(outer, "_traits", traits))
+        if outer is not None and outer is not root:
+            writes += _outer_writes(outer, plan)
         for copy_ in _several(ema):
             writes += _ema_writes(root, copy_, plan, options or {})
         for one in _several(optimizer):
@@ -190,8 +190,20 @@ def apply_plan(root: nn.Module, plan: ResizePlan, *, optimizer: Any = None, ema:
         warnings.warn(f"{plan.model}: {text}", stacklevel=3)
 
 
-def _new_traits(plan: ResizePlan) -> dict[str, Any]:
-    return next((c.new for c in plan if c.path == "" and c.name == "_traits"), {})
+def _outer_writes(outer: nn.Module, plan: ResizePlan) -> Writes:
+    """Bring what a feature wrapper copied from its model up to date: the recorded size, the reductions."""
+    new = {c.name: c.new for c in plan if c.path == "" and c.kind == "attribute"}
+    writes: Writes = []
+    if "_traits" in new and "_traits" in outer.__dict__:
+        traits = {**outer.__dict__["_traits"], **{k: v for k, v in new["_traits"].items() if k in SIZE_TRAITS}}
+        writes.append(lambda t: t.attribute(outer, "_traits", traits))
+    if "feature_info" in new and isinstance(outer.__dict__.get("feature_info"), FeatureInfo):
+        reductions = {i["module"]: i["reduction"] for i in new["feature_info"]}
+        info = copy.deepcopy(outer.__dict__["feature_info"])
+        for entry in info.info:
+            entry["reduction"] = reductions.get(entry["module"], entry["reduction"])
+        writes.append(lambda t: t.attribute(outer, "feature_info", info))
+    return writes
 
 
 def _several(value: Any) -> list[Any]:

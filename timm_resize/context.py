@@ -57,6 +57,7 @@ class Context:
         self.old_size = old_size
         self.new_size = new_size
         self.model_args: dict[str, Any] = {}
+        self.built_args: dict[str, Any] = {}
         self.notes: list[str] = []
         self.warnings: list[str] = []
         self._paths = {id(m): path for path, m in root.named_modules()}
@@ -175,9 +176,15 @@ class Context:
         value = self.option(name)
         return None if value is None else parse_size(value, name, type(self.root).__name__)
 
-    def record(self, **model_args: Any) -> None:
-        """Note constructor arguments that a stock rebuild of the resized model needs, None for 'as it was'."""
-        self.model_args.update({k: v for k, v in model_args.items() if v is not None})
+    def record(self, *, built: bool = False, **model_args: Any) -> None:
+        """Note constructor arguments that a stock rebuild of the resized model needs, None for 'as it was'.
+
+        With `built` they are recorded for a model built at the size too, where `img_size` alone would not do.
+        """
+        given = {k: v for k, v in model_args.items() if v is not None}
+        self.model_args.update(given)
+        if built or self.request.window_policy != "timm":
+            self.built_args.update(given)
 
     def invalid(self, reason: str) -> NoReturn:
         """Refuse the size. `reason` continues 'img_size=(230, 230) …' and gives the numbers."""

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -61,7 +60,7 @@ def measure(model: nn.Module, img_size: Any = None) -> Cost:
         >>> import timm, timm_resize.cost
         >>> cost = timm_resize.cost.measure(timm.create_model("vit_tiny_patch16_224", device="meta"))
         >>> cost.tokens, cost.flops // 10**6, max(cost.attention)
-        ((197,), 2508, 116427)
+        ((197,), 2507, 116427)
     """
     root = find_model(model)
     name = type(root).__name__
@@ -72,16 +71,21 @@ def measure(model: nn.Module, img_size: Any = None) -> Cost:
     weight = next((p for p in twin.parameters() if p.is_floating_point()), torch.empty(0))
     image = torch.empty(1, _channels(twin), *size, device="meta", dtype=weight.dtype)
     scores = _Scores()
-    # The math kernel is products and a softmax, which both counters see; torch has formulas for some fused ones only.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _positions(twin) as tokens:
+    # On the meta device scaled_dot_product_attention is two products and a softmax, which both counters see.
+    with torch.no_grad(), _positions(twin) as tokens:
         try:
             with scores, FlopCounterMode(display=False) as flops:
                 twin(image)
         except (RuntimeError, ValueError, AssertionError, IndexError) as error:
             reason = " ".join(str(error).split())
             raise ResizeError(f"{name}: img_size={size} cannot be measured on the meta device: {reason}.") from None
-    parameters = sum(p.numel() for p in twin.parameters())
-    return Cost(size, tuple(tokens) or _by_reduction(twin, size), flops.get_total_flops(), parameters, tuple(scores.attention()))
+    return Cost(
+        img_size=size,
+        tokens=tuple(tokens) or _by_reduction(twin, size),
+        flops=flops.get_total_flops(),
+        parameters=sum(p.numel() for p in twin.parameters()),
+        attention=tuple(scores.attention()),
+    )
 
 
 def _channels(model: nn.Module) -> int:
@@ -186,7 +190,8 @@ def table(*costs: Cost) -> str:
     """Set costs side by side, the last beside its ratio to the first.
 
     Example:
-        >>> print(table(Cost((224, 224), (197,), 2 * 10**9, 5 * 10**6, ()), Cost((448, 448), (785,), 10**10, 5 * 10**6, ())))
+        >>> before = Cost((224, 224), (197,), 2 * 10**9, 5 * 10**6, ())
+        >>> print(table(before, Cost((448, 448), (785,), 10**10, 5 * 10**6, ())))
                                               224x224  448x448  ratio
         tokens                                    197      785   3.98
         parameters (M)                           5.00     5.00   1.00

@@ -29,6 +29,7 @@ from timm_resize.checkpoint import load_checkpoint, source_geometry
 from timm_resize.errors import ResizeError, UnsupportedModelError, near_names
 from timm_resize.locate import find_model, model_handler
 from timm_resize.planner import make_request, plan_request
+from timm_resize.registry import is_model_class
 
 OWN_OPTIONS = ("window_policy", "interpolation", "antialias", "preset")
 """Keywords of `create_model` that are ours alone; the model's constructor never sees them."""
@@ -115,7 +116,8 @@ def _build(create_fn: Callable[..., nn.Module], pending: _Pending, *, pretrained
     if model_handler(root) is None and not pretrained and not options:
         return model  # stock took the size for a class that nobody taught us
     own = pending.own
-    if pretrained and not own and (getattr(root, "pretrained_cfg", None) or {}).get("custom_load"):
+    config: Any = getattr(root, "pretrained_cfg", None) or {}
+    if pretrained and not own and config.get("custom_load") and not config.get("state_dict"):
         own = {"preset": "big_vision"}  # stock's loader of JAX archives interpolates so, not as its filters do
     request = make_request(type(root).__name__, img_size, constructing=True, **options, **own)
     apply_plan(root, plan_request(root, request), outer=model)
@@ -179,10 +181,11 @@ def _filter_at_source(filter_fn: Any, target: dict[str, Any], state_dict: Any, m
 def _build_random(create_fn: Callable[..., nn.Module], pending: _Pending, kwargs: dict[str, Any]) -> Any:
     """Return a randomly initialised model and the geometry that stock's constructor did not take."""
     state = torch.get_rng_state()
-    try:
-        return create_fn(pretrained=False, **pending.wanted, **kwargs), {}
-    except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError, IndexError):
-        torch.set_rng_state(state)
+    if pending.own.get("window_policy", "timm") == "timm":  # others mean windows that stock's constructor has not
+        try:
+            return create_fn(pretrained=False, **pending.wanted, **kwargs), {}
+        except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError, IndexError):
+            torch.set_rng_state(state)
     options = {k: v for k, v in pending.wanted.items() if k != "img_size"}
     model = create_fn(pretrained=False, **kwargs)  # raises again what was not about the size
     if model_handler(find_model(model)) is None:
@@ -272,9 +275,9 @@ def install() -> _Installed:
     """
     with _installed.lock:
         if _installed.depth == 0:
-            for name, ours in _SEAM.items():
-                if vars(_factory).get(name) is not _stock[name]:
-                    raise ResizeError(f"timm: {_factory.__name__}.{name} was replaced by something else. Undo that first.")
+            for name, stock in _stock.items():
+                if vars(_factory).get(name) is not stock:
+                    raise ResizeError(f"timm: {_factory.__name__}.{name} was replaced by something else. Undo that.")
             for cls in _model_classes():
                 _ensure_method(cls, force=True)
             for name, ours in _SEAM.items():
@@ -305,7 +308,7 @@ def _model_classes() -> list[type]:
         for name, module in list(sys.modules.items())
         if name.startswith("timm.models.") and module is not None
         for cls in vars(module).values()
-        if isinstance(cls, type) and issubclass(cls, nn.Module) and hasattr(cls, "reset_classifier")
+        if isinstance(cls, type) and issubclass(cls, nn.Module) and is_model_class(cls)
     }
     wrappers = [c for n, c in vars(_features).items() if n.startswith("Feature") and isinstance(c, type)
                 and issubclass(c, nn.Module)]  # fmt: skip

@@ -74,8 +74,10 @@ def stage_sizes(value: Any, stages: int, name: str = "window_size", owner: str =
         >>> stage_sizes((8, 4), 2), stage_sizes([7, 7, 14], 3)
         (((8, 4), (8, 4)), ((7, 7), (7, 7), (14, 14)))
     """
+    if getattr(value, "ndim", 0) == 1:  # NumPy or PyTorch vector
+        value = list(value)
     one_for_all = not isinstance(value, Sequence) or (len(value) == 2 and all(_is_side(v) for v in value))
-    if isinstance(value, str) or one_for_all:
+    if isinstance(value, (str, bytes)) or one_for_all:
         return (parse_size(value, name, owner),) * stages
     if len(value) != stages:
         raise InvalidSizeError(

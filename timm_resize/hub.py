@@ -112,7 +112,7 @@ def _write_config(root: nn.Module, path: Path, model_args: dict[str, Any] | None
         raise ResizeError(f"{type(root).__name__}: {error} Pass save_pretrained(..., model_args={{…}}).") from None
     config = json.loads(path.read_text())
     data, size = config["pretrained_cfg"], current_size(root)
-    source = tuple(root.pretrained_cfg["input_size"][1:])
+    source = tuple(root.pretrained_cfg["input_size"][1:])  # type: ignore[index]
     if size is not None and size != source:
         data["input_size"] = [data["input_size"][0], *size]
         data["pool_size"] = None

@@ -155,7 +155,18 @@ class _Missing:
 
 MISSING = _Missing()
 
-CACHE: Any = type("_Cache", (), {"__repr__": lambda self: "cache"})()
+
+class _Cache:
+    """Stands for whatever a cache holds; one object, also after a copy or a pickle."""
+
+    def __reduce__(self) -> str:
+        return "CACHE"
+
+    def __repr__(self) -> str:
+        return "<cache>"
+
+
+CACHE = _Cache()
 """Old side of a change that empties a cache, whatever it holds by the time the plan is applied."""
 
 

@@ -171,10 +171,13 @@ def _bookkeeping(ctx: Context, new: Size) -> list[Change]:
             args["patch_size"] = ctx.request.patch_size
     else:
         traits[TRAIT] = new
+        args.update(ctx.model_args)
     out = []
     for name, value in (("_traits", traits), ("_model_args", args)):
-        if name == "_model_args" and ctx.request.constructing:
-            continue  # the factory records the arguments of the call
+        if name == "_model_args" and ctx.request.constructing:  # the factory records the arguments of the call
+            if not ctx.built_args:
+                continue
+            value = {**getattr(root, "_model_args", {}), **ctx.built_args}
         old = root.__dict__.get(name, MISSING)
         if not same_value(old, value) and (value or old is not MISSING):
             out.append(Change("", name, "attribute", old, value))

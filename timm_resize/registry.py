@@ -46,8 +46,13 @@ class Handler:
 
     @property
     def is_model(self) -> bool:
-        """Whether this is a whole model rather than a layer: it has a classifier to reset."""
-        return hasattr(self.cls, "reset_classifier")
+        """Whether this is a whole model rather than a layer."""
+        return is_model_class(self.cls)
+
+
+def is_model_class(cls: type) -> bool:
+    """Whether a class is one of timm's whole models: it has a classifier to reset, or gives intermediate features."""
+    return hasattr(cls, "reset_classifier") or hasattr(cls, "forward_intermediates")
 
 
 _handlers: dict[type, Handler] = {}

@@ -83,5 +83,4 @@ def build(name: str, *, meta: bool = False, **kwargs: Any) -> nn.Module:
     except ResizeError:
         raise
     except Exception as error:  # constructors, file formats and the network raise what they like
-        reason = " ".join(str(error).split())
-        raise ResizeError(textwrap.shorten(f"{name}: {reason}", 600, placeholder=" …")) from None
+        raise ResizeError(textwrap.shorten(f"{name}: {error}", 600, placeholder=" …")) from None

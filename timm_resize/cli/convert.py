@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write to, made if missing")
     parser.add_argument("--model", metavar="NAME", help="the timm model that a checkpoint file is of")
     parser.add_argument("--source-size", type=size, metavar="S",
-                        help="image size that a checkpoint file was saved at, where its shapes cannot tell")  # fmt: skip
+                        help="image size a checkpoint file was saved at, where its shapes cannot tell")  # fmt: skip
     parser.add_argument("--num-classes", type=int, metavar="N", help="another number of classes: a new classifier")
     parser.add_argument("--no-pretrained", action="store_true", help="random weights; nothing is downloaded")
     parser.add_argument("--force", action="store_true", help="overwrite a model in DIR")
@@ -79,7 +79,9 @@ def _is_file(source: str) -> bool:
 def _check_name(args: argparse.Namespace) -> None:
     for option, given in (("--model", args.model), ("--source-size", args.source_size)):
         if given is not None:
-            raise ResizeError(f"convert: {option}={given} goes with a checkpoint file, {args.source} is none. Leave it out.")
+            raise ResizeError(
+                f"convert: {option}={given} goes with a checkpoint file, not {args.source}. Leave it out."
+            )
     if os.path.isdir(args.source):
         raise ResizeError(f"convert: SOURCE={args.source} is a folder. Use local-dir:{args.source}.")
 
@@ -99,7 +101,6 @@ def _from_file(args: argparse.Namespace, kwargs: dict[str, Any]) -> nn.Module:
     classes = _classes(twin, state_dict)
     if classes is not None:
         overlay["num_classes"] = classes
-        kwargs.setdefault("num_classes", classes)
     geometry = {"img_size": args.source_size} if args.source_size else source_geometry(state_dict, twin)
     if geometry is None:
         raise CheckpointError(
@@ -110,7 +111,7 @@ def _from_file(args: argparse.Namespace, kwargs: dict[str, Any]) -> nn.Module:
 
 def _read(path: str) -> dict[str, Any]:
     try:
-        return load_state_dict(path)  # type: ignore[no-any-return]
+        return dict(load_state_dict(path))
     except Exception as error:  # each format has errors of its own
         raise CheckpointError(f"convert: SOURCE={path} cannot be read: {error}. Give a checkpoint file.") from None
 

@@ -38,8 +38,8 @@ def run(args: argparse.Namespace) -> None:
         print(_table([(HEADER[0], *HEADER[2:]), *((n, *r) for n, r in zip(names, rows, strict=True))], width))
         return
     counts = model_counts()
-    print(_table([HEADER, *((h.cls.__name__, str(counts[h.cls] or "-"), *r) for h, r in zip(chosen, rows, strict=True))],
-                 width))  # fmt: skip
+    heads = [(h.cls.__name__, str(counts[h.cls] or "-")) for h in chosen]
+    print(_table([HEADER, *(head + row for head, row in zip(heads, rows, strict=True))], width))
     print(f"\n{sum(counts.values())} of {len(timm.list_models())} registered models")
 
 

@@ -141,8 +141,8 @@ def wraps(feat: Size, window: Size, shift: Size) -> bool:
 def shifted_window_mask(padded: Size, window: Size, shift: Size, *, device: Any, dtype: Any) -> Tensor:
     """Return the attention mask (windows, area, area): -100 between cells of different regions, else 0.
 
-    Each axis of the rolled and padded map has three regions: whole windows, the part of the last window that was
-    adjacent before the roll, and the wrapped rest; one region where it does not shift.
+    On each axis of the rolled and padded map the last `shift` cells are a region of their own: they wrapped round.
+    The paper's third region begins where the last window does, so it never parts two cells of one window.
 
     Source: Swin, arXiv 2103.14030, section 3.2 (efficient batch computation for shifted configuration).
 
@@ -153,9 +153,8 @@ def shifted_window_mask(padded: Size, window: Size, shift: Size, *, device: Any,
     apart = []
     for size, side, by in zip(padded, window, shift, strict=True):
         at = torch.arange(size, device=device)
-        region = ((at >= size - side).long() + (at >= size - by)) * (by > 0)
-        region = region.reshape(-1, side)  # windows, cells
-        apart.append(region[:, :, None] != region[:, None, :])
+        wrapped = (at >= size - by).reshape(-1, side)  # windows, cells
+        apart.append(wrapped[:, :, None] != wrapped[:, None, :])
     rows, columns = apart
     either = rows[:, None, :, None, :, None] | columns[None, :, None, :, None, :]
     area = window[0] * window[1]

@@ -68,7 +68,7 @@ def _scale_records(model: CrossVit, ctx: Context, scales: Scales, sizes: Sequenc
         ctx.note(f"stock timm has no img_scale that gives branches of {' and '.join(map(text, sizes))}: "
                  "a checkpoint saved at this size needs timm_resize.")  # fmt: skip
         built = scales
-    ctx.record(img_scale=tuple(built))
+    ctx.record(built=True, img_scale=tuple(built))
 
 
 def branch_size(embed: PatchEmbed, size: Size, scale: float) -> Size:

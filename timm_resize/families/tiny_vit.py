@@ -37,7 +37,7 @@ def plan_tiny_vit(model: TinyVit, ctx: Context) -> Changes:
         for block in stage.blocks if isinstance(stage, TinyVitStage) else ():
             yield from ctx.visit(block, window_size=window)
     if given is not None or ctx.request.window_policy == "scale":
-        ctx.record(window_sizes=windows)
+        ctx.record(built=True, window_sizes=windows)
 
 
 def _window(stage: Any, ctx: Context) -> int:
