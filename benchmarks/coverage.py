@@ -117,8 +117,8 @@ def report(rows: list[dict[str, Any]]) -> str:
         cells = []
         for i, kind in enumerate(KINDS):
             done = [r[kind] for r in members if kind in r]
-            counts = [sum(works(d["create"], kind == "odd") for d in done),
-                      sum(works(d["set"], kind == "odd") for d in done), sum(d["stock"] == "ok" for d in done)]  # fmt: skip
+            counts = [sum(works(d[way], kind == "odd") for d in done) for way in ("create", "set")]
+            counts.append(sum(d["stock"] == "ok" for d in done))
             totals[i] = [a + b for a, b in zip(totals[i], counts, strict=True)]
             cells.append(" / ".join(map(str, counts)))
         lines.append(f"| {family} | {len(members)} | " + " | ".join(cells) + " |")
@@ -162,7 +162,9 @@ def main() -> None:
     table = report(rows)
     print(table)
     if args.report:
-        args.report.write_text(f"# Coverage\n\nMade by `benchmarks/coverage.py` with timm {timm.__version__}.\n\n{table}\n")
+        args.report.write_text(
+            f"# Coverage\n\nMade by `benchmarks/coverage.py` with timm {timm.__version__}.\n\n{table}\n"
+        )
 
 
 if __name__ == "__main__":

@@ -226,7 +226,7 @@ OUT = ("--img-size", "96", "--output", "out")
         (("plan", *TINY, "--img-size", "8"),
          "VisionTransformer: img_size=(8, 8) is smaller than patch_size=16. Use 16."),
         (("plan", *TINY, "--img-size", "224", "--window-size", "7"),
-         "VisionTransformer: window_size=7 is not an option of this model. Use img_size (patch_size)."),
+         "VisionTransformer: window_size=7 is not an option of this model. Use img_size, patch_size."),
         (("plan", "vit_tinny_patch16_224", "--img-size", "224"),
          "vit_tinny_patch16_224: Unknown model (vit_tinny_patch16_224). Near names: vit_tiny_patch16_224, "
          "deit_tiny_patch16_224, vit_tiny_patch16_384."),

@@ -287,7 +287,9 @@ def test_a_window_policy_gives_the_same_windows_with_and_without_weights(policy)
 
 def test_unknown_names_list_near_ones():
     """A misspelt model name is answered with registered names close to it."""
-    with pytest.raises(RuntimeError, match=r"Unknown model \(vit_tini_patch16_224\)\. Near names: vit_tiny_patch16_224"):
+    with pytest.raises(
+        RuntimeError, match=r"Unknown model \(vit_tini_patch16_224\)\. Near names: vit_tiny_patch16_224"
+    ):
         timm_resize.create_model("vit_tini_patch16_224", img_size=96)
 
 

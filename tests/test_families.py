@@ -237,9 +237,9 @@ def test_plans_work_on_the_meta_device(name, checkpoint):
     model, _ = checkpoint(name)
     meta = build(name, device="meta")
     for size in sizes_for(meta):
-        assert [(c.key, c.kind, c.new, c.how) for c in timm_resize.plan_resize(meta, size) if c.kind != "attribute"] == [
-            (c.key, c.kind, c.new, c.how) for c in timm_resize.plan_resize(model, size) if c.kind != "attribute"
-        ]
+        assert [
+            (c.key, c.kind, c.new, c.how) for c in timm_resize.plan_resize(meta, size) if c.kind != "attribute"
+        ] == [(c.key, c.kind, c.new, c.how) for c in timm_resize.plan_resize(model, size) if c.kind != "attribute"]
     timm_resize.resize_(meta, size)
     assert all(p.is_meta for p in meta.parameters())
 

@@ -17,7 +17,6 @@ import timm_resize
 from tests.oracle import image, redraw_, stock
 from timm_resize import hub
 from timm_resize.hub import plain_tensors, save_pretrained, stock_misfit
-from timm_resize.locate import TRAIT
 
 READER = """
 import sys
@@ -99,7 +98,7 @@ def test_config_of_a_fixed_size(tmp_path):
 def test_config_of_a_size_free_model(tmp_path):
     """A class without img_size gets none; preprocessing has the new size, the source's test size is gone."""
     model = stock("resnet18.a1_in1k", num_classes=2)
-    model._traits = {**model._traits, TRAIT: (256, 320)}
+    timm_resize.resize_(model, (256, 320))
     config = config_of(model, tmp_path)
     assert "img_size" not in config["model_args"]
     data = config["pretrained_cfg"]

@@ -78,7 +78,8 @@ def test_integers_of_numpy_and_torch_are_sizes(model, size):
         ({"interpolation": "bicubik"}, "VisionTransformer: interpolation='bicubik' is not known. Use bicubic."),
         ({"window_policy": "grow"}, "VisionTransformer: window_policy='grow' is not known. Use timm, keep, scale."),
         ({"preset": "diet"}, "VisionTransformer: preset='diet' is not known. Use deit."),
-        ({"window_size": 7}, "VisionTransformer: window_size=7 is not an option of this model. Use img_size (patch_size)."),
+        ({"window_size": 7},
+         "VisionTransformer: window_size=7 is not an option of this model. Use img_size, patch_size."),
         ({"patch_size": 0}, "VisionTransformer: patch_size=0 has a side below 1. "
                             "Use patch_size=224 for a square, or patch_size=(192, 256) for height and width."),
     ],
@@ -165,7 +166,9 @@ def test_a_changed_layer_is_named(model):
     """A position embedding of another length than the grid says is named, not guessed at."""
     twin = copy.deepcopy(model)
     twin.pos_embed = nn.Parameter(torch.zeros(1, 100, 192))
-    with pytest.raises(timm_resize.UnsupportedModelError, match=r"pos_embed does not have its type's shape: .* 99 grid"):
+    with pytest.raises(
+        timm_resize.UnsupportedModelError, match=r"pos_embed does not have its type's shape: .* 99 grid"
+    ):
         timm_resize.plan_resize(twin, 64)
 
 

@@ -214,7 +214,11 @@ def _ema_writes(root: nn.Module, ema: nn.Module, plan: ResizePlan, options: dict
     copy_ = find_model(ema)
     request = make_request(type(copy_).__name__, plan.new_size, **options)
     twin = plan_request(copy_, request)
-    if type(copy_) is not type(root) or [c.key for c in twin] != [c.key for c in plan] or twin.old_size != plan.old_size:
+    if (
+        type(copy_) is not type(root)
+        or [c.key for c in twin] != [c.key for c in plan]
+        or twin.old_size != plan.old_size
+    ):
         raise ResizeError(
             f"{plan.model}: ema is a {twin.model} at {twin.old_size}, the model is at {plan.old_size}. "
             "Give the EMA copy of this model, made at its present size."

@@ -98,7 +98,7 @@ def source_geometry(state_dict: Mapping[str, Any], root: nn.Module, *hints: Mapp
     squares = [{"img_size": (s, s)} for s in SQUARES]
     sizes = [*hints, *([{"img_size": tuple(config[1:])}] if config else []), *squares]
     patch = _patch_of(state_dict, shapes)
-    for options in ([{**s, "patch_size": patch} for s in sizes] if patch else sizes):
+    for options in [{**s, "patch_size": patch} for s in sizes] if patch else sizes:
         changed = shapes_at(root, **options)
         if changed is not None and _misfit({**shapes, **changed}, state_dict) is None:
             return dict(options)

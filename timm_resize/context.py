@@ -240,7 +240,7 @@ def check_options(root: nn.Module, options: dict[str, Any], known: Sequence[str]
     """Raise ResizeError for an option the family does not have, naming those it has."""
     for name in options:
         if name not in known:
-            have = ", ".join(sorted(known)) or "no others"
+            have = ", ".join(["img_size", *sorted(known)])
             raise ResizeError(
-                f"{type(root).__name__}: {name}={options[name]!r} is not an option of this model. Use img_size ({have})."
+                f"{type(root).__name__}: {name}={options[name]!r} is not an option of this model. Use {have}."
             )

@@ -203,8 +203,6 @@ _SEAM: dict[str, Any] = {
 }
 
 
-
-
 def create_model(model_name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Create a timm model at any image size, without touching timm.
 

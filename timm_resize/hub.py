@@ -7,6 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,8 @@ def _replace(folder: Path, files: Iterable[tuple[str, Callable[[Path], Any]]]) -
         for target, new, old in ready:
             os.replace(new, target)
             done.append((target, old))
-        _sync(folder)
+        with suppress(OSError):  # some file systems, and Windows, sync no folders
+            _sync(folder)
     except BaseException:
         for target, old in reversed(done):
             if old.exists():
@@ -161,8 +163,6 @@ def _copy(target: Path, to: Path) -> None:
 
 def _sync(path: Path) -> None:
     """Wait until a file's content, or a folder's entries, are on the disk."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows opens no folders
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)

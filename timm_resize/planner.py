@@ -244,5 +244,3 @@ def _outward(start: int, valid: Callable[[int], bool], keep: bool = False, reach
     below = next((s for s in range(start - 1, max(start - reach, 0), -1) if valid(s)), None)
     above = next((s for s in range(start + 1, start + reach + 1) if valid(s)), None)
     return [s for s in (below, above) if s is not None]
-
-

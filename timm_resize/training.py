@@ -30,4 +30,3 @@ def optimizer_writes(optimizer: Any, maps: dict[nn.Parameter, Resample]) -> list
             new = how(value) if signed else how.second_moment(value)
             writes.append(lambda t, s=state, n=name, v=new: t.item(s, n, v))  # type: ignore[misc]
     return writes
-

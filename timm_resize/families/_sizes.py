@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from typing import Any
 
 import torch
@@ -26,18 +28,31 @@ def check_small(model: nn.Module, ctx: Context, *, below: int = 64) -> None:
     """
     if model is not ctx.root or min(ctx.new_size) >= below:
         return
+    with _lock:
+        twin, empty, channels = _twins.get(model) or _twins.setdefault(model, _twin(model))
+        empty.clear()
+        try:
+            with torch.no_grad():
+                twin(torch.empty(1, channels, *ctx.new_size, device="meta"))
+        except Exception:  # whatever a layer raises on a map that does not suit it
+            empty.append("")
+    if empty:
+        ctx.invalid("does not come out even, or at all, after the strides of the model")
+
+
+_lock = threading.Lock()
+_twins: weakref.WeakKeyDictionary[nn.Module, tuple[nn.Module, list[str], int]] = weakref.WeakKeyDictionary()
+"""Meta twins of models, kept while the model lives: a search for the nearest size runs many."""
+
+
+def _twin(model: nn.Module) -> tuple[nn.Module, list[str], int]:
+    """Return a meta twin, the list in which it reports layers with empty outputs, and its input channels."""
     twin = meta_twin(model).eval()
     empty: list[str] = []
     for module in twin.modules():
         module.register_forward_hook(lambda m, _, out: empty.append(type(m).__name__) if _is_empty(out) else None)
     conv = next(m for m in twin.modules() if isinstance(m, nn.Conv2d))
-    try:
-        with torch.no_grad():
-            twin(torch.empty(1, conv.in_channels, *ctx.new_size, device="meta"))
-    except Exception:  # whatever a layer raises on a map that is too small for it
-        empty.append("")
-    if empty:
-        ctx.invalid("leaves nothing of the image after the strides of the model")
+    return twin, empty, getattr(model, "in_chans", None) or conv.in_channels
 
 
 def _is_empty(out: Any) -> bool:

@@ -275,7 +275,11 @@ def _record(model: nn.Module, ctx: Context, partitions: _Partitions, places: lis
     Constructing, only where the image size alone would not give them to a stock rebuild.
     """
     window, grid, ratio = partitions.window_size, partitions.grid_size, partitions.ratio
-    values = {"transformer_window_size": window, "transformer_grid_size": grid, "transformer_partition_ratio": ratio}
+    values: dict[str, Any] = {
+        "transformer_window_size": window,
+        "transformer_grid_size": grid,
+        "transformer_partition_ratio": ratio,
+    }
     if not ctx.request.constructing:
         ctx.record(**values)
         return

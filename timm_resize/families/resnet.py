@@ -12,7 +12,11 @@ from timm_resize.geometry import Size
 from timm_resize.registry import register
 
 
-@register(ResNet, sizes="any; with average-pool antialiasing the stem's map % 8; with blur pooling from 17", examples={"resnet18": {}})
+@register(
+    ResNet,
+    sizes="any; with average-pool antialiasing the stem's map % 8; with blur pooling from 17",
+    examples={"resnet18": {}},
+)
 def plan_resnet(model: ResNet, ctx: Context) -> Changes:
     """Check what the pools of antialiased variants can take.
 

@@ -80,9 +80,7 @@ def rel_pos_axis(old: int, new: int, *, dim: int = 0, mode: str = "bilinear") ->
     return Resample((Interpolate(old, new, mode, False, True),), dim=dim)
 
 
-def offset_table(
-    old: Size, new: Size, *, dim: int = 1, mode: str = "bicubic", antialias: bool = True
-) -> Resample:
+def offset_table(old: Size, new: Size, *, dim: int = 1, mode: str = "bicubic", antialias: bool = True) -> Resample:
     """Map a LeViT bias table (heads, h*w) over the absolute offsets (|dy|, |dx|), offset 0 pinned.
 
     Source: LeViT, arXiv 2104.01136, section 4.2 (translation-invariant attention bias).
@@ -91,9 +89,7 @@ def offset_table(
     return Resample(axes, dim=dim, flat=True)
 
 
-def token_reader(
-    old: Size, new: Size, *, dim: int = 1, mode: str = "bicubic", antialias: bool = True
-) -> Resample:
+def token_reader(old: Size, new: Size, *, dim: int = 1, mode: str = "bicubic", antialias: bool = True) -> Resample:
     """Map weights that sum over tokens, (out, h*w): the resized tokens give the same sums.
 
     Source: adjoint of the token resize; FlexiViT, arXiv 2212.08013, section 3.4.
@@ -102,9 +98,7 @@ def token_reader(
     return Resample(axes, dim=dim, flat=True)
 
 
-def token_writer(
-    old: Size, new: Size, *, dim: int = 0, mode: str = "bicubic", antialias: bool = True
-) -> Resample:
+def token_writer(old: Size, new: Size, *, dim: int = 0, mode: str = "bicubic", antialias: bool = True) -> Resample:
     """Map weights (h*w, in) or a bias (h*w,) that write one value per token, as an image of size h, w."""
     return Resample(_interpolate(old, new, mode, antialias, exact=True), dim=dim, flat=True)
 
