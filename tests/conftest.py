@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 import timm_resize
 from timm_resize.factory import _installed
+
+torch.set_num_threads(1)  # the models are tiny; one thread per worker is fastest
 
 
 @pytest.fixture(autouse=True)

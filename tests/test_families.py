@@ -40,10 +40,6 @@ def build(name: str, **kwargs):
     return stock(name, **{"num_classes": 3, **SMALLER[name], **kwargs})
 
 
-def _has_stock_method(name: str) -> bool:
-    return hasattr(build(name, device="meta"), "set_input_size")
-
-
 def stock_runs(name: str, size: tuple[int, int]) -> bool:
     """Whether stock builds the model at `size` and can run it there."""
     try:
@@ -53,30 +49,26 @@ def stock_runs(name: str, size: tuple[int, int]) -> bool:
     return True
 
 
-WITH_METHOD = [n for n in STATEFUL if _has_stock_method(n)]
+@pytest.fixture(scope="module", params=STATEFUL)
+def name(request):
+    """An example; all its tests run together, so that it is built once."""
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A redrawn native-size checkpoint of a model, on disk and as the model, made once per name."""
-    made = {}
-
-    def make(name):
-        if name not in made:
-            made.clear()
-            model = redraw_(build(name))
-            path = tmp_path_factory.mktemp("checkpoint") / "model.safetensors"
-            save_file({k: v.contiguous().clone() for k, v in model.state_dict().items()}, path)
-            made[name] = (model, str(path))
-        return made[name]
-
-    return make
+def checkpoint(name, tmp_path_factory):
+    """A redrawn native-size model, and its checkpoint on disk."""
+    model = redraw_(build(name))
+    path = tmp_path_factory.mktemp("checkpoint") / "model.safetensors"
+    save_file({k: v.contiguous().clone() for k, v in model.state_dict().items()}, path)
+    return model, str(path)
 
 
-@pytest.mark.parametrize("name", WITH_METHOD)
 def test_resize_equals_stock_set_input_size(name, checkpoint):
     """Wherever stock has `set_input_size`, ours gives the same tensors, structure, records and outputs."""
-    model, _ = checkpoint(name)
+    model, _ = checkpoint
+    if not hasattr(model, "set_input_size"):
+        pytest.skip("stock has no set_input_size for this family")
     for size in sizes_for(model):
         ours, theirs = copy.deepcopy(model), copy.deepcopy(model)
         theirs.set_input_size(img_size=size)
@@ -90,10 +82,9 @@ def test_resize_equals_stock_set_input_size(name, checkpoint):
             torch.testing.assert_close(first(ours(x)), first(theirs(x)), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", STATEFUL)
 def test_create_model_from_a_checkpoint_equals_stock(name, checkpoint):
     """`create_model(img_size=S)` from a native-size checkpoint equals stock's, where stock can do it."""
-    _, path = checkpoint(name)
+    _, path = checkpoint
     compared = 0
     for size in sizes_for(build(name, device="meta")):
         args = dict(img_size=size, num_classes=3, pretrained=True,
@@ -115,7 +106,6 @@ def test_create_model_from_a_checkpoint_equals_stock(name, checkpoint):
         pytest.skip("stock cannot load this family at another size")
 
 
-@pytest.mark.parametrize("name", STATEFUL)
 def test_structure_equals_a_fresh_stock_build(name):
     """From a checkpoint of another size: every shape, buffer and attribute as stock's constructor makes it."""
     built = 0
@@ -134,10 +124,9 @@ def test_structure_equals_a_fresh_stock_build(name):
         pytest.skip("stock cannot build this family at another size")
 
 
-@pytest.mark.parametrize("name", STATEFUL)
 def test_buffers_reinitialise_to_themselves(name, checkpoint):
     """timm's `init_non_persistent_buffers` after a resize changes nothing, non-square too where stock can run it."""
-    model, _ = checkpoint(name)
+    model, _ = checkpoint
     large, _, *wide = sizes_for(model)
     for size in (large, *(s for s in wide if stock_runs(name, s))):
         resized = copy.deepcopy(model)
@@ -151,10 +140,9 @@ def test_buffers_reinitialise_to_themselves(name, checkpoint):
         assert all(torch.equal(before[n], after[n]) for n in before)
 
 
-@pytest.mark.parametrize("name", STATEFUL)
 def test_untouched_chain_is_path_independent(name, checkpoint):
     """There and back restores every bit; a detour changes nothing; the same size is an empty plan."""
-    model, _ = checkpoint(name)
+    model, _ = checkpoint
     native = timm_resize.plan_resize(model).new_size
     large, small, *_ = sizes_for(model)
     straight, detour, back = (copy.deepcopy(model) for _ in range(3))
@@ -171,10 +159,9 @@ def test_untouched_chain_is_path_independent(name, checkpoint):
     assert not timm_resize.plan_resize(straight, large)
 
 
-@pytest.mark.parametrize("name", STATEFUL)
 def test_parameters_keep_their_identity(name, checkpoint):
     """The same Parameter objects, dtype, `requires_grad`; resized ones still take a gradient."""
-    model = copy.deepcopy(checkpoint(name)[0])
+    model = copy.deepcopy(checkpoint[0])
     size = sizes_for(model)[0]
     resized = {c.key for c in timm_resize.plan_resize(model, size) if c.kind == "parameter"}
     before = dict(model.named_parameters())
@@ -192,10 +179,9 @@ def test_parameters_keep_their_identity(name, checkpoint):
         assert after[n].grad.shape == after[n].shape, n
 
 
-@pytest.mark.parametrize("name", STATEFUL)
 def test_a_failing_write_leaves_everything(name, checkpoint, monkeypatch):
     """An exception at each single write leaves every tensor object, value and attribute as before."""
-    model = copy.deepcopy(checkpoint(name)[0])
+    model = copy.deepcopy(checkpoint[0])
     size = sizes_for(model)[0]
     objects = {n: (t, t.data_ptr(), t.clone()) for n, t in tensors(model).items()}
     python = attributes(model)
@@ -231,10 +217,9 @@ def test_a_failing_write_leaves_everything(name, checkpoint, monkeypatch):
     assert point >= 1
 
 
-@pytest.mark.parametrize("name", STATEFUL)
 def test_plans_work_on_the_meta_device(name, checkpoint):
     """A plan made on the meta device lists the same changes as one made on the real model."""
-    model, _ = checkpoint(name)
+    model, _ = checkpoint
     meta = build(name, device="meta")
     for size in sizes_for(meta):
         assert [
@@ -244,10 +229,9 @@ def test_plans_work_on_the_meta_device(name, checkpoint):
     assert all(p.is_meta for p in meta.parameters())
 
 
-@pytest.mark.parametrize("name", STATEFUL)
 def test_a_resized_model_copies_and_pickles(name, checkpoint, tmp_path):
     """deepcopy and torch.save carry a resized model, and the copy still remembers the original tensors."""
-    model = copy.deepcopy(checkpoint(name)[0])
+    model = copy.deepcopy(checkpoint[0])
     native, size = timm_resize.plan_resize(model).new_size, sizes_for(model)[1]
     want = {n: t.clone() for n, t in tensors(model).items()}
     timm_resize.resize_(model, size)

@@ -89,6 +89,17 @@ def test_create_model_takes_window_size():
     """create_model(img_size=, window_size=) scales the windows, though stock's keyword is another."""
     ours = timm_resize.create_model("tiny_vit_5m_224", img_size=256, window_size=8, **SMALL)
     assert [a.resolution for a in attentions(ours)] == [(8, 8)] * 4
+    stock("tiny_vit_5m_224", **ours._model_args).load_state_dict(ours.state_dict())
+
+
+def test_stock_rebuilds_a_model_with_scaled_windows_from_what_is_recorded(model):
+    """The recorded constructor arguments give stock the windows; without them its tables would not fit."""
+    ours = copy.deepcopy(model)
+    timm_resize.resize_(ours, 384, window_policy="scale")
+    theirs = stock("tiny_vit_5m_224", **ours._model_args)
+    theirs.load_state_dict(ours.state_dict())
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(image((384, 384))), theirs(image((384, 384))))
 
 
 def test_windows_must_be_square(model):

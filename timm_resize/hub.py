@@ -131,7 +131,10 @@ def _replace(folder: Path, files: Iterable[tuple[str, Callable[[Path], Any]]]) -
         for name, write in files:
             target, new, old = folder / name, folder / f".{name}.{mark}.new", folder / f".{name}.{mark}.old"
             ready.append((target, new, old))
+            new.touch()
+            mode = new.stat().st_mode
             write(new)
+            new.chmod(mode)  # safetensors makes files that only their owner reads
             _sync(new)
         for target, _, old in ready:
             if target.exists():

@@ -1,36 +1,193 @@
-"""ByobNet: plain ones hold nothing that depends on the size; those with attention over a fixed map are refused."""
+"""ByobNet: convolutional networks, some with bottleneck, lambda, halo or bilinear attention or an attention pool."""
 
 from __future__ import annotations
 
-from timm.layers.attention_pool2d import AttentionPool2d, RotAttentionPool2d
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.layers.attention_pool2d import AttentionPool2d
 from timm.layers.bottleneck_attn import BottleneckAttn
 from timm.layers.halo_attn import HaloAttn
-from timm.layers.lambda_layer import LambdaLayer
+from timm.layers.lambda_layer import LambdaLayer, rel_pos_indices
 from timm.layers.non_local_attn import BatNonLocalAttn
-from timm.models.byobnet import ByobNet
-from torch import nn
+from timm.models.byobnet import (
+    BasicBlock,
+    BottleneckBlock,
+    ByobNet,
+    DarkBlock,
+    EdgeBlock,
+    MobileOneBlock,
+    RepVggBlock,
+    SelfAttnBlock,
+)
+from torch import Tensor, nn
 
 from timm_resize.context import Changes, Context
-from timm_resize.errors import UnsupportedModelError
 from timm_resize.families._sizes import check_small
+from timm_resize.families.convolution import map_size
+from timm_resize.geometry import Size, text
+from timm_resize.plan import Rebuild
 from timm_resize.registry import register
+from timm_resize.resample import AxisMap, Resample, rel_pos_axis
+from timm_resize.resample.positions import sample_matrix
 
-SIZED = (AttentionPool2d, RotAttentionPool2d, BatNonLocalAttn, BottleneckAttn, HaloAttn, LambdaLayer)
+ATTENTION = (BottleneckAttn, LambdaLayer, HaloAttn, BatNonLocalAttn)
+RESIDUAL = (BasicBlock, BottleneckBlock, DarkBlock, EdgeBlock, SelfAttnBlock)
+SPATIAL = (nn.Conv2d, nn.AvgPool2d, nn.MaxPool2d)
+
+_NARROW: dict[str, Any] = {"width_factor": 0.25}
 
 
 @register(
     ByobNet,
-    sizes="any that leaves a cell after the strides; not yet with bottleneck, lambda, halo or pooling attention",
-    examples={"regnetz_005": {}},
+    state="height_rel, width_rel of bottleneck attention; pos_emb of lambda layers; pos_embed of an attention pool",
+    method="linear, corner to corner; lambda tables scaled by M/M'; the pool's bicubic antialias",
+    sizes="where both branches of every block agree, and maps divide into the blocks of halo and bilinear attention",
+    examples={
+        "regnetz_005": {},
+        "botnet26t_256": _NARROW,
+        "lambda_resnet26rpt_256": _NARROW,
+        "lamhalobotnet50ts_256": _NARROW,
+        "halonet26t": _NARROW,
+        "bat_resnext26ts": {},
+        "resnet50_clip": _NARROW,
+    },
 )
 def plan_byobnet(model: ByobNet, ctx: Context) -> Changes:
-    """Check what forward can do: small sizes, and every size where a branch that floors meets one that does not."""
-    for path, module in model.named_modules():
-        if isinstance(module, SIZED):
-            raise UnsupportedModelError(
-                f"{type(ctx.root).__name__}: {path} is a {type(module).__name__}, made for one map size, which cannot "
-                "be resized yet. Use the model at its own size."
-            )
-    pools = any(isinstance(m, nn.AvgPool2d) for m in model.modules())
-    check_small(model, ctx, below=max(ctx.new_size) + 1 if pools else 64)
+    """Follow the map through every layer as forward does, where stock's constructor halves it rounding down."""
+    if any(isinstance(m, (RepVggBlock, MobileOneBlock)) for m in model.modules()):
+        check_small(model, ctx)  # parallel branches, which `_follow` does not know; no attention in stock's
+        return
+    layers = [m for name, m in model.named_children() if name not in ("head", "global_pool")]  # also of a wrapper
+    size = ctx.new_size
+    for layer in layers:
+        size = yield from _follow(layer, ctx, size)
+    head = getattr(model, "head", None)
+    if isinstance(head, AttentionPool2d):
+        yield from ctx.visit(head, feat_size=size)
+
+
+def _follow(module: nn.Module, ctx: Context, size: Size) -> Changes:
+    """Visit the attention inside `module` in forward's order; returns the map that it makes of a map of `size`."""
+    if isinstance(module, ATTENTION):
+        return (yield from ctx.visit(module, feat_size=size))
+    if isinstance(module, RESIDUAL):
+        return (yield from _residual(module, ctx, size))
+    if isinstance(module, SPATIAL):
+        size = map_size(module, size)
+        if min(size) < 1:
+            ctx.invalid(f"leaves no map for {ctx.path(module)}")
+        return size
+    for child in module.children():
+        size = yield from _follow(child, ctx, size)
+    return size
+
+
+def _residual(block: Any, ctx: Context, size: Size) -> Changes:
+    """Follow a block's main branch, and check that its shortcut comes out alike.
+
+    Channel attention (`attn`, `attn_last`) computes on pooled maps and gives the map back as it was.
+    """
+    main = size
+    for name, child in block.named_children():
+        channel = name in ("attn", "attn_last") and not isinstance(child, ATTENTION)
+        if name != "shortcut" and not channel:
+            main = yield from _follow(child, ctx, main)
+    if block.shortcut is not None:
+        short = yield from _follow(block.shortcut, ctx, size)
+        if short != main:
+            ctx.invalid(f"gives a {text(main)} map in {ctx.path(block)} and a {text(short)} one on its shortcut")
+    return main
+
+
+def _pooled(pool: nn.Module, ctx: Context, size: Size) -> Changes:
+    """Return the map after an attention layer's own pool, if it has one."""
+    return (yield from _follow(pool, ctx, size))
+
+
+@register(
+    BottleneckAttn,
+    state="pos_embed.height_rel (2h-1, dim), pos_embed.width_rel (2w-1, dim)",
+    method="linear, corner to corner",
+)
+def plan_bottleneck_attn(attention: BottleneckAttn, ctx: Context, *, feat_size: Size) -> Changes:
+    """Resample both tables over relative offsets for a map of `feat_size`; returns the map after the pool."""
+    embed = attention.pos_embed
+    mode = ctx.interpolation(mode="bilinear")["mode"]
+    for name, side in zip(("height_rel", "width_rel"), feat_size, strict=True):
+        rows = int(getattr(embed, name).shape[0])
+        yield from ctx.parameter(embed, name, rel_pos_axis(rows, 2 * side - 1, mode=mode))
+    yield from ctx.attribute(embed, height=feat_size[0], width=feat_size[1])
+    return (yield from _pooled(attention.pool, ctx, feat_size))
+
+
+@register(LambdaLayer, state="pos_emb (2h-1, 2w-1, dim), rel_pos_indices", method="linear, scaled by M/M'")
+def plan_lambda_layer(layer: LambdaLayer, ctx: Context, *, feat_size: Size) -> Changes:
+    """Resample the table over relative offsets, where there is one; returns the map after the pool.
+
+    With a radius `r` positions are a convolution, which takes any map.
+    """
+    if layer.pos_emb is not None and tuple(layer.feat_size) != feat_size:
+        options = ctx.interpolation(mode="bilinear")
+        axes = tuple(SummedOffset(2 * o - 1, 2 * n - 1, **options) for o, n in zip(layer.feat_size, feat_size, strict=True))
+        yield from ctx.parameter(layer, "pos_emb", Resample(axes))
+        cells = feat_size[0] * feat_size[1]
+        yield from ctx.buffer(layer, "rel_pos_indices", (2, cells, cells), Rebuild(relative_indices, (feat_size,)))
+        yield from ctx.attribute(layer, feat_size=feat_size)
+    return (yield from _pooled(layer.pool, ctx, feat_size))
+
+
+def relative_indices(size: Size, *, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return the table row and column of every pair of cells (2, h*w, h*w), by stock's own function."""
+    return rel_pos_indices(size, device=device).to(dtype)
+
+
+@register(HaloAttn, sizes="maps divisible by block_size")
+def plan_halo_attn(attention: HaloAttn, ctx: Context, *, feat_size: Size) -> Changes:
+    """Check that blocks divide the map; tables are of one window. Returns the map after stride and pool."""
+    block = attention.block_size
+    if feat_size[0] % block or feat_size[1] % block:
+        ctx.invalid(f"gives a {text(feat_size)} map to {ctx.path(attention)}, not divisible by its block_size={block}")
+    stride = attention.block_stride
+    return (yield from _pooled(attention.pool, ctx, (feat_size[0] // stride, feat_size[1] // stride)))
+
+
+@register(BatNonLocalAttn, sizes="maps divisible by block_size")
+def plan_bat_non_local_attn(attention: BatNonLocalAttn, ctx: Context, *, feat_size: Size) -> Changes:
+    """Check that blocks divide the map; no weight spans it. Returns the map, which stays."""
+    block = attention.ba.block_size
+    if feat_size[0] % block or feat_size[1] % block:
+        ctx.invalid(f"gives a {text(feat_size)} map to {ctx.path(attention)}, not divisible by its block_size={block}")
     yield from ()
+    return feat_size
+
+
+@dataclass(frozen=True)
+class SummedOffset(AxisMap):
+    """A table over relative offsets that is summed over all cells: corner to corner, times old/new cells.
+
+    A lambda layer adds table * value over every cell without normalising, so on a map of M' cells instead of M the
+    table of the same function gives a sum M'/M as large; the scale, one factor per axis, keeps it.
+
+    Source: LambdaNetworks, arXiv 2102.08602, section 3.1 (position lambdas).
+    """
+
+    mode: str = "bilinear"
+    antialias: bool = True
+
+    def build(self) -> Tensor:
+        """Return the (new, old) matrix, float64."""
+        last = self.old - 1
+        spacing = last / (self.new - 1) if self.new > 1 else 0.0
+        centre = torch.arange(self.new, dtype=torch.float64) - (self.new - 1) / 2  # offset 0 is the middle row
+        positions = (centre * spacing + last / 2).clamp(0, last)
+        edge = torch.minimum(positions, last - positions)  # a kernel cut on one side would shift the row
+        rows = sample_matrix(positions, self.old, spacing=edge.clamp(max=spacing), mode=self.mode,
+                             antialias=self.antialias)  # fmt: skip
+        return rows * ((self.old + 1) / (self.new + 1))  # 2*cells - 1 offsets
+
+    @property
+    def label(self) -> str:
+        """Short name of the method for tables."""
+        return f"{self.mode} corner to corner, times M/M'"

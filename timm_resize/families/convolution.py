@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
 from torch import nn
 
-from timm_resize.geometry import Size
+from timm_resize.geometry import Size, ceil_div
 
 
 def map_size(layer: nn.Module | None, size: Size) -> Size:
@@ -14,22 +16,33 @@ def map_size(layer: nn.Module | None, size: Size) -> Size:
 
     Below one kernel the result is 0 or less, where the layer itself would raise.
 
-    Source: the shape formula of torch.nn.Conv2d.
+    Source: the shape formulas of torch.nn.Conv2d and torch.nn.AvgPool2d; "same" padding as in TensorFlow.
     """
     if layer is None:
         return size
-    h, w = (
-        (side + 2 * pad - reach * (kernel - 1) - 1) // stride + 1
-        for side, pad, reach, kernel, stride in zip(
-            size,
-            _pair(layer.padding),
-            _pair(getattr(layer, "dilation", 1)),
-            _pair(layer.kernel_size),
-            _pair(layer.stride),
-            strict=True,
-        )
+    if isinstance(layer, _SAME):
+        return ceil_div(size, _pair(layer.stride))
+    sides = zip(
+        size,
+        _pair(layer.padding),
+        _pair(getattr(layer, "dilation", 1)),
+        _pair(layer.kernel_size),
+        _pair(layer.stride),
+        strict=True,
     )
+    h, w = (_side(*side, bool(getattr(layer, "ceil_mode", False))) for side in sides)
     return h, w
+
+
+_SAME = (Conv2dSame, AvgPool2dSame, MaxPool2dSame)
+
+
+def _side(side: int, padding: int, dilation: int, kernel: int, stride: int, ceil: bool) -> int:
+    last = side + 2 * padding - dilation * (kernel - 1) - 1  # start of the last window that fits, pads included
+    count = last // stride + 1
+    if ceil and last % stride and count * stride < side + padding:  # one more, if it starts before the right pad
+        count += 1
+    return count
 
 
 def _pair(value: Any) -> tuple[int, int]:
