@@ -89,6 +89,8 @@ def test_create_model_from_a_checkpoint_equals_stock(name, checkpoint):
     for size in sizes_for(build(name, device="meta")):
         args = dict(img_size=size, num_classes=3, pretrained=True,
                     pretrained_cfg_overlay=dict(file=path, num_classes=3))  # fmt: skip
+        if not stock_runs(name, size):
+            continue
         ours = timm_resize.create_model(name, **SMALLER[name], **args).eval()
         try:
             theirs = build(name, **args)

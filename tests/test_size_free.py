@@ -89,9 +89,3 @@ def test_feature_wrappers_take_and_record_a_size(kind):
         assert timm_resize.plan_resize(model).new_size == (96, 96)
         model.set_input_size((64, 128))
         assert timm_resize.plan_resize(model).new_size == (64, 128)
-
-
-def test_attention_over_a_fixed_map_is_refused_by_name():
-    """A ByobNet with bottleneck attention is not taken for size-free."""
-    with pytest.raises(timm_resize.UnsupportedModelError, match=r"stages\.2\.1\.self_attn is a BottleneckAttn"):
-        timm_resize.plan_resize(stock("botnet26t_256", device="meta"), 288)

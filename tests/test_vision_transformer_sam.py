@@ -73,9 +73,7 @@ def test_patch_size_changes_with_the_grid_kept(model):
     ours = copy.deepcopy(model)
     plan = timm_resize.resize_(ours, 448, patch_size=32)
     assert [c.key for c in plan.tensors] == ["patch_embed.proj.weight"]
-    assert_same_structure(
-        ours, stock("samvit_base_patch16_224", use_abs_pos=True, img_size=448, patch_size=32, **TINY)
-    )
+    assert_same_structure(ours, stock("samvit_base_patch16_224", use_abs_pos=True, img_size=448, patch_size=32, **TINY))
 
 
 def test_transposed_images_give_the_same_logits(model):

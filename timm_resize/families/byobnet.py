@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from timm_resize.context import Changes, Context
 from timm_resize.families._sizes import check_small
 from timm_resize.families.convolution import map_size
-from timm_resize.geometry import Size, text
+from timm_resize.geometry import Size, floor_div, text
 from timm_resize.plan import Rebuild
 from timm_resize.registry import register
-from timm_resize.resample import AxisMap, Resample, rel_pos_axis
+from timm_resize.resample import AxisMap, Resample
 from timm_resize.resample.positions import sample_matrix
 
 ATTENTION = (BottleneckAttn, LambdaLayer, HaloAttn, BatNonLocalAttn)
@@ -45,7 +45,8 @@ _NARROW: dict[str, Any] = {"width_factor": 0.25}
     method="linear, corner to corner; lambda tables scaled by M/M'; the pool's bicubic antialias",
     sizes="where both branches of every block agree, and maps divide into the blocks of halo and bilinear attention",
     examples={
-        "regnetz_005": {},
+        "resnet32ts": _NARROW,
+        "repvgg_a0": _NARROW,
         "botnet26t_256": _NARROW,
         "lambda_resnet26rpt_256": _NARROW,
         "lamhalobotnet50ts_256": _NARROW,
@@ -66,6 +67,21 @@ def plan_byobnet(model: ByobNet, ctx: Context) -> Changes:
     head = getattr(model, "head", None)
     if isinstance(head, AttentionPool2d):
         yield from ctx.visit(head, feat_size=size)
+    if isinstance(model, ByobNet) and any(_has_table(m) for m in model.modules()):
+        _warn_of_stock_count(model, ctx, size)
+
+
+def _has_table(module: nn.Module) -> bool:
+    lambdas = isinstance(module, LambdaLayer) and module.pos_emb is not None
+    return lambdas or isinstance(module, (BottleneckAttn, AttentionPool2d))
+
+
+def _warn_of_stock_count(model: ByobNet, ctx: Context, size: Size) -> None:
+    """Warn where stock's constructor, which divides rounding down, makes tables of another size."""
+    counted = floor_div(ctx.new_size, model.feature_info[-1]["reduction"])
+    if counted != size:
+        ctx.warn(f"img_size={ctx.new_size} gives a {text(size)} last map. Stock timm's constructor counts "
+                 f"{text(counted)}, so a checkpoint of this size loads only through timm_resize.")  # fmt: skip
 
 
 def _follow(module: nn.Module, ctx: Context, size: Size) -> Changes:
@@ -114,10 +130,10 @@ def _pooled(pool: nn.Module, ctx: Context, size: Size) -> Changes:
 def plan_bottleneck_attn(attention: BottleneckAttn, ctx: Context, *, feat_size: Size) -> Changes:
     """Resample both tables over relative offsets for a map of `feat_size`; returns the map after the pool."""
     embed = attention.pos_embed
-    mode = ctx.interpolation(mode="bilinear")["mode"]
+    options = ctx.interpolation(mode="bilinear")
     for name, side in zip(("height_rel", "width_rel"), feat_size, strict=True):
         rows = int(getattr(embed, name).shape[0])
-        yield from ctx.parameter(embed, name, rel_pos_axis(rows, 2 * side - 1, mode=mode))
+        yield from ctx.parameter(embed, name, Resample((RelativeOffset(rows, 2 * side - 1, **options),)))
     yield from ctx.attribute(embed, height=feat_size[0], width=feat_size[1])
     return (yield from _pooled(attention.pool, ctx, feat_size))
 
@@ -130,7 +146,8 @@ def plan_lambda_layer(layer: LambdaLayer, ctx: Context, *, feat_size: Size) -> C
     """
     if layer.pos_emb is not None and tuple(layer.feat_size) != feat_size:
         options = ctx.interpolation(mode="bilinear")
-        axes = tuple(SummedOffset(2 * o - 1, 2 * n - 1, **options) for o, n in zip(layer.feat_size, feat_size, strict=True))
+        sides = zip(layer.feat_size, feat_size, strict=True)
+        axes = tuple(SummedOffset(2 * old - 1, 2 * new - 1, **options) for old, new in sides)
         yield from ctx.parameter(layer, "pos_emb", Resample(axes))
         cells = feat_size[0] * feat_size[1]
         yield from ctx.buffer(layer, "rel_pos_indices", (2, cells, cells), Rebuild(relative_indices, (feat_size,)))
@@ -164,13 +181,11 @@ def plan_bat_non_local_attn(attention: BatNonLocalAttn, ctx: Context, *, feat_si
 
 
 @dataclass(frozen=True)
-class SummedOffset(AxisMap):
-    """A table over relative offsets that is summed over all cells: corner to corner, times old/new cells.
+class RelativeOffset(AxisMap):
+    """A table over relative offsets, 2*cells - 1 of them, corner to corner with offset 0 kept bit for bit.
 
-    A lambda layer adds table * value over every cell without normalising, so on a map of M' cells instead of M the
-    table of the same function gives a sum M'/M as large; the scale, one factor per axis, keeps it.
-
-    Source: LambdaNetworks, arXiv 2102.08602, section 3.1 (position lambdas).
+    Where it shrinks with `antialias` the kernel is as wide as the new spacing, narrower towards the corners: cut on
+    one side it would shift the row.
     """
 
     mode: str = "bilinear"
@@ -180,14 +195,36 @@ class SummedOffset(AxisMap):
         """Return the (new, old) matrix, float64."""
         last = self.old - 1
         spacing = last / (self.new - 1) if self.new > 1 else 0.0
-        centre = torch.arange(self.new, dtype=torch.float64) - (self.new - 1) / 2  # offset 0 is the middle row
-        positions = (centre * spacing + last / 2).clamp(0, last)
-        edge = torch.minimum(positions, last - positions)  # a kernel cut on one side would shift the row
-        rows = sample_matrix(positions, self.old, spacing=edge.clamp(max=spacing), mode=self.mode,
-                             antialias=self.antialias)  # fmt: skip
-        return rows * ((self.old + 1) / (self.new + 1))  # 2*cells - 1 offsets
+        offset = torch.arange(self.new, dtype=torch.float64) - (self.new - 1) / 2
+        positions = (offset * spacing + last / 2).clamp(0, last)
+        edge = torch.minimum(positions, last - positions)
+        matrix = sample_matrix(positions, self.old, spacing=edge.clamp(max=spacing), mode=self.mode,
+                               antialias=self.antialias)  # fmt: skip
+        matrix[self.new // 2] = 0.0
+        matrix[self.new // 2, self.old // 2] = 1.0
+        return matrix
 
     @property
     def label(self) -> str:
         """Short name of the method for tables."""
-        return f"{self.mode} corner to corner, times M/M'"
+        return f"{self.mode} corner to corner"
+
+
+@dataclass(frozen=True)
+class SummedOffset(RelativeOffset):
+    """A table over relative offsets that is summed over all cells: also scaled by old/new cells.
+
+    A lambda layer adds table * value over every cell without normalising, so on a map of M' cells instead of M the
+    table of the same function gives a sum M'/M as large; the scale, one factor per axis, keeps it.
+
+    Source: LambdaNetworks, arXiv 2102.08602, section 3.1 (position lambdas).
+    """
+
+    def build(self) -> Tensor:
+        """Return the (new, old) matrix, float64."""
+        return super().build() * ((self.old + 1) / (self.new + 1))
+
+    @property
+    def label(self) -> str:
+        """Short name of the method for tables."""
+        return f"{super().label}, times M/M'"
