@@ -82,7 +82,7 @@ class Transaction:
 
     def attribute(self, owner: Any, name: str, new: Any) -> None:
         """Set an attribute; `MISSING` deletes it."""
-        old = owner.__dict__.get(name, MISSING)
+        old = type(owner) if name == "__class__" else owner.__dict__.get(name, MISSING)
         self._log(lambda: _set(owner, name, new), lambda: _set(owner, name, old))
 
     def item(self, mapping: Any, key: Any, new: Any) -> None:
