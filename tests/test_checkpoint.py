@@ -87,3 +87,14 @@ def test_a_stock_model_of_the_same_size_gets_the_dict_as_it_is():
     model = at(96)
     state = model.state_dict()
     assert all(v is state[k] for k, v in timm_resize.resize_state_dict(state, model).items())
+
+
+def test_a_persistent_index_is_the_models_own():
+    """EfficientFormer saves its index: the fitted dict holds the target's, and loads strictly."""
+    shrunk = dict(depths=(1, 1, 1, 3), num_vit=2, mlp_ratios=1)
+    small = stock("efficientformer_l1", **shrunk)
+    large = timm_resize.create_model("efficientformer_l1", img_size=256, **shrunk)
+    want = {k: v.clone() for k, v in large.state_dict().items() if k.endswith("attention_bias_idxs")}
+    large.load_state_dict(timm_resize.resize_state_dict(small.state_dict(), large))
+    assert want
+    assert all(torch.equal(large.state_dict()[k], v) for k, v in want.items())

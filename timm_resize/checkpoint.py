@@ -73,6 +73,8 @@ def resize_state_dict(state_dict: dict[str, Tensor], model: nn.Module, *, source
         plan = plan_request(twin, make_request(name, target, constructing=constructing, **options))
         maps = {c.key: c.how for c in plan if isinstance(c.how, Resample)}
         out = {k: maps[k](v) if k in maps else v for k, v in state_dict.items()}
+        own = root.state_dict()  # a persistent buffer is geometry: the model's own is the right one
+        out.update({c.key: own[c.key] for c in plan if c.kind == "buffer" and c.key in out and c.key in own})
         if not (misfit := _misfit(shapes, out)):
             return out
     raise CheckpointError(
