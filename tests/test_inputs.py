@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -183,3 +185,10 @@ def test_a_traced_feature_graph_is_refused():
     graph = stock("vit_tiny_patch16_224", depth=1, features_only=True, feature_cls="fx", out_indices=(0,))
     with pytest.raises(timm_resize.UnsupportedModelError, match="is a traced graph .* feature_cls='getter' or 'list'"):
         timm_resize.resize_(graph, 64)
+
+
+def test_the_package_of_families_does_not_hide_the_function():
+    """`timm_resize.families` stays the function after the handlers' modules have loaded."""
+    code = "import timm_resize; timm_resize.families(); print(len(timm_resize.families()) > 50)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.strip() == "True", run.stderr

@@ -1,5 +1,6 @@
 """Any timm model, at any image size, with its pretrained weights carried over."""
 
+import timm_resize.families  # noqa: F401  binds the name before the function below takes it for good
 from timm_resize.apply import resize_
 from timm_resize.checkpoint import resize_state_dict
 from timm_resize.errors import (

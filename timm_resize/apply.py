@@ -153,7 +153,7 @@ def resize_(model: nn.Module, img_size: Any = None, *, optimizer: Any = None, em
         >>> model = timm.create_model("levit_128s")
         >>> plan = timm_resize.resize_(model, 256)
         >>> plan.new_size, len(plan.tensors)
-        ((256, 256), 22)
+        ((256, 256), 14)
     """
     root = find_model(model)
     if isinstance(img_size, ResizePlan):
