@@ -236,6 +236,6 @@ def test_distilled_heads_are_untouched():
     """LevitDistilled inherits the handler; its plan is made of tables, indices and attributes alone."""
     plan = timm_resize.plan_resize(build("levit_128s"), 256)
     names = {c.name for c in plan}
-    assert names == {"attention_biases", "attention_bias_idxs", "attention_bias_cache", "resolution", "_traits",
-                     "_model_args"}  # fmt: skip
+    assert names == {"attention_biases", "attention_bias_idxs", "attention_bias_cache", "resolution", "input_guard",
+                     "_traits", "_model_args"}  # fmt: skip
     assert {c.kind for c in plan if "head" in c.path} == set()

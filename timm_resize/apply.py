@@ -13,6 +13,7 @@ from timm.models import FeatureInfo
 from torch import Tensor, nn
 
 from timm_resize.errors import ResizeError
+from timm_resize.guard import GUARD, HOOK, check_input_size
 from timm_resize.locate import SIZE_TRAITS, find_model
 from timm_resize.plan import MISSING, Change, Rebuild, Reinitialise, ResizePlan, shape_of
 from timm_resize.planner import make_request, plan_request
@@ -246,6 +247,9 @@ def model_writes(root: nn.Module, plan: ResizePlan, maps: dict[nn.Parameter, Res
         else:
             value = copy.deepcopy(change.new)
             writes.append(lambda t, m=module, n=change.name, v=value: t.attribute(m, n, v))  # type: ignore[misc]
+            if change.name == GUARD:
+                hooks = module._forward_pre_hooks
+                writes.append(lambda t, h=hooks: t.item(h, HOOK, check_input_size))  # type: ignore[misc]
     if maps:
         writes.append(lambda t: t.attribute(root, CHAIN, chain))
     return writes

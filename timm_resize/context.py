@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from torch import nn
 
 from timm_resize.errors import ResizeError, UnsupportedModelError
-from timm_resize.geometry import Size, parse_size, stage_sizes
+from timm_resize.geometry import Size, parse_size, stage_sizes, text
+from timm_resize.guard import GUARD, guard_of
 from timm_resize.plan import CACHE, MISSING, Change, Rebuild, Reinitialise, same_value, shape_of
 from timm_resize.registry import handler_for
-from timm_resize.resample import Resample, patch_kernel, pos_embed, pos_embed_map, rel_pos_table
+from timm_resize.resample import Resample, flatten_linear, patch_kernel, pos_embed, pos_embed_map, rel_pos_table
 
 Changes = Generator[Change, None, Any]
 
@@ -58,6 +58,7 @@ class Context:
         self.new_size = new_size
         self.model_args: dict[str, Any] = {}
         self.built_args: dict[str, Any] = {}
+        self.models: list[nn.Module] = []  # whole models inside the root, whose bookkeeping is theirs
         self.notes: list[str] = []
         self.warnings: list[str] = []
         self._paths = {id(m): path for path, m in root.named_modules()}
@@ -109,6 +110,19 @@ class Context:
             if old is not None or new is not None:
                 yield Change(self.path(module), name, "buffer", old, new, None if new is None else how)
 
+    def guard(self, module: nn.Module, grid: Callable[[Size], Size], given: Size | None = None) -> Iterator[Change]:
+        """Let `module` refuse an input that gives another grid than the new size does.
+
+        For models whose forward runs there, and is silently wrong.
+
+        Args:
+            module: Submodule that is given the image, or the map (h, w) of `given`; a tensor (batch, channels, h, w).
+            grid: (h, w) given → (h, w) of the grid that the weights are for.
+            given: What `module` is given at the new size, None for the image.
+        """
+        size = self.new_size if given is None else given
+        yield from self.attribute(module, **{GUARD: guard_of(type(self.root).__name__, self.new_size, size, grid)})
+
     def visit(self, module: nn.Module, **geometry: Any) -> Changes:
         """Hand `module` to its own handler; returns what that returns.
 
@@ -122,6 +136,8 @@ class Context:
                 "Write one with @timm_resize.register."
             )
         self._visited.update(id(m) for m in module.modules())
+        if handler.is_model:
+            self.models.append(module)
         return (yield from handler.plan(module, self, **geometry))
 
     def visit_rest(self) -> Changes:
@@ -132,12 +148,10 @@ class Context:
             handler = handler_for(type(module))
             if handler is None or handler.is_model:
                 continue
-            missing = [p.name for p in inspect.signature(handler.plan).parameters.values()
-                       if p.kind is p.KEYWORD_ONLY and p.default is p.empty]  # fmt: skip
-            if missing:
+            if handler.needs_geometry:
                 raise UnsupportedModelError(
-                    f"{type(self.root).__name__}: {path} is a {type(module).__name__}, whose {missing[0]} only its "
-                    "model knows. Write a handler for the model with @timm_resize.register."
+                    f"{type(self.root).__name__}: {path} is a {type(module).__name__}, whose {handler.needs_geometry} "
+                    "only its model knows. Write a handler for the model with @timm_resize.register."
                 )
             yield from self.visit(module)
 
@@ -218,6 +232,31 @@ class Context:
     def patch_kernel(self, old: Size, new: Size, **default: Any) -> Resample:
         """Map a patch projection to another patch size."""
         return patch_kernel(old, new, **self.interpolation(**default))
+
+    def flatten_linear(self, linear: nn.Linear, old: Size, new: Size, *, channels_last: bool = False,
+                       pool: bool = False) -> Iterator[Change]:  # fmt: skip
+        """Resize a linear layer that reads a flattened map: (channels, h, w), or (h, w, channels) if last.
+
+        Args:
+            linear: The layer; its `in_features` is channels * h * w.
+            old: (h, w) of the map so far.
+            new: (h, w) of the map at the new size.
+            channels_last: How the map is flattened.
+            pool: Read it as through an adaptive average pool to the old grid, not as the old map resized.
+
+        Raises:
+            UnsupportedModelError: `in_features` is no multiple of the old map.
+        """
+        channels, rest = divmod(linear.in_features, old[0] * old[1])
+        if rest:
+            raise UnsupportedModelError(
+                f"{type(self.root).__name__}: {self.path(linear)} reads {linear.in_features} features, no multiple of "
+                f"a {text(old)} map. Give the map that it was made for."
+            )
+        how = flatten_linear(old, new, channels=channels, channels_last=channels_last, pool=pool,
+                             **self.interpolation())  # fmt: skip
+        yield from self.parameter(linear, "weight", how)
+        yield from self.attribute(linear, in_features=channels * new[0] * new[1])
 
     def interpolation(self, **default: Any) -> dict[str, Any]:
         """Return mode and antialias as requested, else as `default` has them, else timm's bicubic antialias."""

@@ -41,7 +41,7 @@ def find_model(model: nn.Module) -> nn.Module:
             f"{type(model).__name__}: not a torch.nn.Module. Pass the model that timm.create_model returned."
         )
     _refuse_wrapper(model)
-    if model_handler(model) is not None:
+    if root_handler(model) is not None:
         return model
     for inner in ("_orig_mod", "model", "body"):  # torch.compile, FeatureGetterNet, FeatureHookNet
         child = model._modules.get(inner)
@@ -103,6 +103,17 @@ def model_handler(model: nn.Module) -> Handler | None:
         return origin if origin is not None and not origin.state else None
     rewritten = type(model).__module__ == "timm.models._features" and not {"model", "body"} & model._modules.keys()
     return origin if rewritten else None
+
+
+def root_handler(root: nn.Module) -> Handler | None:
+    """Return the handler of what a caller asks to resize: a whole model's, or that of a class of the user's own.
+
+    The latter may be for a module that holds a timm model beside layers of its own.
+    """
+    handler = handler_for(type(root))
+    if handler is None or handler.is_model or handler.needs_geometry:
+        return model_handler(root)
+    return handler
 
 
 def _origin_handler(cfg: dict[str, Any]) -> Handler | None:

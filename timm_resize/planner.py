@@ -11,7 +11,7 @@ from torch import nn
 from timm_resize.context import Context, Invalid, Request, check_options
 from timm_resize.errors import InvalidSizeError, ResizeError, UnsupportedModelError, near_names
 from timm_resize.geometry import Size, parse_size
-from timm_resize.locate import TRAIT, current_size, find_model, model_handler, refuse_state
+from timm_resize.locate import TRAIT, current_size, find_model, refuse_state, root_handler
 from timm_resize.plan import MISSING, Change, ResizePlan, same_value
 from timm_resize.registry import Handler
 from timm_resize.resample.kinds import MODES
@@ -116,7 +116,7 @@ def _nothing_asked(request: Request) -> bool:
 
 
 def _plan(root: nn.Module, request: Request, old: Size | None, new: Size) -> ResizePlan:
-    handler = model_handler(root)
+    handler = root_handler(root)
     ctx = Context(root, request, old, new)
     changes = list(_changes(ctx, handler))
     if handler is None and not ctx._visited:
@@ -124,7 +124,8 @@ def _plan(root: nn.Module, request: Request, old: Size | None, new: Size) -> Res
             f"{type(root).__name__}: no handler for this class nor for any layer in it. "
             "Write one with @timm_resize.register."
         )
-    changes += _bookkeeping(ctx, new)
+    for module in (root, *ctx.models):
+        changes += _bookkeeping(ctx, module, new)
     return ResizePlan(type(root).__name__, old, new, tuple(changes), tuple(ctx.notes), tuple(ctx.warnings))
 
 
@@ -145,7 +146,7 @@ def shapes_at(root: nn.Module, **options: Any) -> dict[str, tuple[int, ...] | No
         size = request.img_size or current_size(root)
         assert size is not None
         ctx = Context(root, request, current_size(root), size)
-        return {c.key: c.new for c in _changes(ctx, model_handler(root)) if c.kind != "attribute"}
+        return {c.key: c.new for c in _changes(ctx, root_handler(root)) if c.kind != "attribute"}
     except (Invalid, ResizeError):
         return None
 
@@ -155,23 +156,24 @@ def takes_img_size(cls: type) -> bool:
     return "img_size" in inspect.signature(cls).parameters
 
 
-def _bookkeeping(ctx: Context, new: Size) -> list[Change]:
+def _bookkeeping(ctx: Context, root: nn.Module, new: Size) -> list[Change]:
     """Record the size where stock timm's export and data config read it.
 
     As `timm.models._input.update_model_input_size` does; for a class whose constructor has no `img_size`, under a
     key of our own, since timm would export the other as a constructor argument.
     """
-    root, traits = ctx.root, dict(getattr(ctx.root, "_traits", {}))
+    handlers_record = ctx.model_args if root is not ctx.root or not ctx.models else {}
+    traits = dict(getattr(root, "_traits", {}))
     args = dict(getattr(root, "_model_args", {}))
-    handler = model_handler(root)
+    handler = root_handler(root)
     if takes_img_size(handler.cls if handler else type(root)):
         traits["img_size"] = new
-        args.update(ctx.model_args, img_size=new)
+        args.update(handlers_record, img_size=new)
         if ctx.request.patch_size is not None:
             args["patch_size"] = ctx.request.patch_size
     else:
         traits[TRAIT] = new
-        args.update(ctx.model_args)
+        args.update(handlers_record)
     out = []
     for name, value in (("_traits", traits), ("_model_args", args)):
         if name == "_model_args" and ctx.request.constructing:  # the factory records the arguments of the call
@@ -180,7 +182,7 @@ def _bookkeeping(ctx: Context, new: Size) -> list[Change]:
             value = {**getattr(root, "_model_args", {}), **ctx.built_args}
         old = root.__dict__.get(name, MISSING)
         if not same_value(old, value) and (value or old is not MISSING):
-            out.append(Change("", name, "attribute", old, value))
+            out.append(Change(ctx.path(root), name, "attribute", old, value))
     return out
 
 
@@ -221,7 +223,7 @@ def _nearest(root: nn.Module, request: Request, wanted: Size, clean: bool) -> li
     def valid(size: Size) -> bool:
         ctx = Context(root, request, current_size(root), size)
         try:
-            for _ in _changes(ctx, model_handler(root)):
+            for _ in _changes(ctx, root_handler(root)):
                 pass
         except Invalid:
             return False

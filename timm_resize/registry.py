@@ -49,6 +49,12 @@ class Handler:
         """Whether this is a whole model rather than a layer."""
         return is_model_class(self.cls)
 
+    @property
+    def needs_geometry(self) -> str:
+        """The first keyword that only another handler can give, '' when it can be called for a module on its own."""
+        parameters = inspect.signature(self.plan).parameters.values()
+        return next((p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty), "")
+
 
 def is_model_class(cls: type) -> bool:
     """Whether a class is one of timm's whole models: it has a classifier to reset, or gives intermediate features."""

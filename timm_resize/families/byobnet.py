@@ -152,6 +152,8 @@ def plan_lambda_layer(layer: LambdaLayer, ctx: Context, *, feat_size: Size) -> C
         cells = feat_size[0] * feat_size[1]
         yield from ctx.buffer(layer, "rel_pos_indices", (2, cells, cells), Rebuild(relative_indices, (feat_size,)))
         yield from ctx.attribute(layer, feat_size=feat_size)
+    if layer.pos_emb is not None:  # the table fits every map of as many cells
+        yield from ctx.guard(layer, lambda size: size, feat_size)
     return (yield from _pooled(layer.pool, ctx, feat_size))
 
 

@@ -51,6 +51,7 @@ def plan_crossvit(model: CrossVit, ctx: Context) -> Changes:
         yield from ctx.parameter(model, f"pos_embed_{number}", ctx.pos_embed(old, new, prefix=1))
         sizes.append(size)
     yield from ctx.attribute(model, img_size=ctx.new_size, img_size_scaled=sizes)
+    yield from ctx.guard(model, lambda size: size)  # any other image would be scaled to this one's size
     yield from _scale_records(model, ctx, scales, sizes)
 
 

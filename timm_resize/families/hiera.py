@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from timm.models.hiera import Hiera
@@ -45,6 +46,7 @@ def plan_hiera(model: Hiera, ctx: Context) -> Changes:
     if grid != (counted := floor_div(ctx.new_size, tuple(model.patch_stride))):
         ctx.warn(f"img_size={ctx.new_size} is padded to a {text(grid)} token grid. Stock timm's constructor counts "
                  f"{text(counted)}, so a checkpoint of this size loads only through timm_resize.")  # fmt: skip
+    yield from ctx.guard(model.patch_embed.proj, partial(map_size, model.patch_embed.proj))
     if model.pos_embed_win is None:
         old = tuple(model.tokens_spatial_shape)
         residual = ctx.pos_embed(old, grid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from timm.models.levit import Attention, AttentionDownsample, ConvNorm, Levit, Stem8, Stem16
@@ -31,7 +32,9 @@ _SMALL: dict[str, Any] = dict(embed_dim=(32, 48, 64), key_dim=8, num_heads=(2, 3
 )
 def plan_levit(model: Levit, ctx: Context) -> Changes:
     """Walk the stages on the grids that forward makes, each rounded up, where stock's constructor rounds down."""
-    grid = _stem_grid(model, ctx)
+    stem, stem_grid = _stem(model, ctx)
+    grid = stem_grid(ctx.new_size)
+    yield from ctx.guard(stem, stem_grid)  # tokens are counted only, so another shape of as many would run
     for stage in ctx.sequence(model, "stages"):
         downsample = getattr(stage.downsample, "attn_downsample", None)
         if downsample is not None:
@@ -65,13 +68,20 @@ def _bias(attn: Attention | AttentionDownsample, ctx: Context, new: Size, stride
         yield from ctx.attribute(attn, resolution=new)
 
 
-def _stem_grid(model: nn.Module, ctx: Context) -> Size:
-    """Return the grid after the stem, also where a feature wrapper has flattened it to `stem_*`."""
+def _stem(model: nn.Module, ctx: Context) -> tuple[nn.Module, Callable[[Size], Size]]:
+    """Return the module that is given the image, and the grid after the stem for an image.
+
+    A feature wrapper may have flattened the stem to `stem_*`.
+    """
     parts = [m for name, m in model.named_children() if name == "stem" or name.startswith("stem_")]
     convs = [m for part in parts for m in part.modules() if isinstance(m, nn.Conv2d)]
     if any(list(p.parameters()) and not isinstance(p, (Stem8, Stem16, ConvNorm)) for p in parts):
-        return backbone_size(nn.Sequential(*parts), ctx, convs[0].in_channels)  # a stem_backbone of the user's
-    size = ctx.new_size
-    for conv in convs:  # each 3x3 with padding 1: rounds up
-        size = ceil_div(size, conv.stride[0])
-    return size
+        grid = backbone_size(nn.Sequential(*parts), ctx, convs[0].in_channels)  # a stem_backbone of the user's
+        return parts[0], lambda size: grid if size == ctx.new_size else (0, 0)
+
+    def rounded_up(size: Size) -> Size:
+        for conv in convs:  # each 3x3 with padding 1
+            size = ceil_div(size, conv.stride[0])
+        return size
+
+    return parts[0], rounded_up

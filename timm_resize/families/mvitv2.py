@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ def plan_mvitv2(model: MultiScaleVit, ctx: Context) -> Changes:
     old = (stages[0].feat_size[0] * stride[0], stages[0].feat_size[1] * stride[1])
     grid = map_size(model.patch_embed.proj, ctx.new_size)
     yield from ctx.parameter(model, "pos_embed", ctx.pos_embed(old, grid, model.num_prefix_tokens))
+    yield from ctx.guard(model.patch_embed.proj, partial(map_size, model.patch_embed.proj))
     for stage in stages:
         for block in stage.blocks:
             grid = yield from ctx.visit(block.attn, feat_size=grid)

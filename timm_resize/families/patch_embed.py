@@ -80,6 +80,8 @@ def plan_hybrid_embed(embed: HybridEmbed, ctx: Context, *, mode: str = "bicubic"
     if min(grid) < 1 or (not embed.dynamic_img_pad and (feature[0] % patch[0] or feature[1] % patch[1])):
         ctx.invalid(f"gives a {_by(feature)} feature map, not divisible by patch_size={_of(patch)}")
     yield from _projection(embed, ctx, patch, mode=mode, antialias=antialias)
+    if not embed.dynamic_img_pad and not _sampled_per_forward(ctx.root):  # a map of one cell would be broadcast
+        yield from ctx.guard(embed.proj, lambda size: floor_div(size, patch), feature)
     ratio = (ctx.new_size[0] // feature[0], ctx.new_size[1] // feature[1])
     yield from ctx.attribute(
         embed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ def plan_pit(model: PoolingVisionTransformer, ctx: Context) -> Changes:
         for i in range(2)
     )  # fmt: skip
     yield from ctx.parameter(model, "pos_embed", Resample(axes, dim=2))
+    yield from ctx.guard(conv, partial(map_size, conv))
     yield from ctx.attribute(embed, img_size=ctx.new_size, height=grid[0], width=grid[1], grid_size=grid)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from timm.models.vision_transformer import _RADIO_ALIGN_CORNERS, VisionTransformer
 
 from timm_resize.context import Changes, Context
+from timm_resize.geometry import floor_div
 from timm_resize.registry import register
 
 
@@ -34,6 +35,10 @@ def plan_vision_transformer(model: VisionTransformer, ctx: Context) -> Changes:
     """
     default = _checkpoint_interpolation(model) if ctx.request.constructing else {}
     old, new, reduction = yield from ctx.visit(model.patch_embed, **default)
+    embed = model.patch_embed
+    if not getattr(embed, "strict_img_size", True) and not model.dynamic_img_size and model.pos_embed is not None:
+        patch = ctx.request.patch_size or tuple(embed.patch_size)
+        yield from ctx.guard(embed.proj, lambda size: floor_div(size, patch))  # forward has but the count of tokens
     prefix = 0 if model.no_embed_class else model.num_prefix_tokens
     yield from ctx.parameter(model, "pos_embed", ctx.pos_embed(old, new, prefix, **default))
     yield from ctx.attribute(model, feature_info=[dict(i, reduction=reduction) for i in model.feature_info])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from timm.models.volo import VOLO, Downsample
 
 from timm_resize.context import Changes, Context
-from timm_resize.geometry import ceil_div, floor_div, text
+from timm_resize.geometry import Size, ceil_div, floor_div, text
 from timm_resize.registry import register
 
 
@@ -21,15 +21,7 @@ def plan_volo(model: VOLO, ctx: Context) -> Changes:
 
     Stock's constructor rounds down throughout, which makes the map one cell short just below a multiple of 16.
     """
-    embed = model.patch_embed
-    strides = [tuple(embed.proj.stride)]
-    strides += [tuple(m.proj.stride) for m in model.network[:2] if isinstance(m, Downsample)]
-    cell, grid = (1, 1), ctx.new_size
-    if embed.conv is not None:
-        cell = tuple(embed.conv[0].stride)
-        grid = ceil_div(grid, cell)
-    for stride in strides:
-        grid, cell = floor_div(grid, stride), (cell[0] * stride[0], cell[1] * stride[1])
+    grid, cell = _grid(model, ctx.new_size)
     floored = floor_div(ctx.new_size, cell)
     if min(floored) < 1:
         ctx.invalid(f"is smaller than one cell of the position embedding, which takes {text(cell)} pixels")
@@ -43,3 +35,17 @@ def plan_volo(model: VOLO, ctx: Context) -> Changes:
     if model.pos_embed is not None:
         old = (model.pos_embed.shape[1], model.pos_embed.shape[2])
         yield from ctx.parameter(model, "pos_embed", ctx.pos_embed_map(old, grid, dim=1))
+        yield from ctx.guard(model.patch_embed, lambda size: _grid(model, size)[0])
+
+
+def _grid(model: VOLO, size: Size) -> tuple[Size, Size]:
+    """Return the grid of the position embedding for an image of `size`, and the pixels of one cell."""
+    embed, cell = model.patch_embed, (1, 1)
+    strides = [tuple(embed.proj.stride)]
+    strides += [tuple(m.proj.stride) for m in model.network[:2] if isinstance(m, Downsample)]
+    if embed.conv is not None:
+        cell = tuple(embed.conv[0].stride)
+        size = ceil_div(size, cell)
+    for stride in strides:
+        size, cell = floor_div(size, stride), (cell[0] * stride[0], cell[1] * stride[1])
+    return size, cell

@@ -3,6 +3,7 @@
 from timm_resize.resample.axis import Adjoint, AxisMap, Geometric, Interpolate, MirroredOffset, PatchKernel
 from timm_resize.resample.grid import Resample
 from timm_resize.resample.kinds import (
+    flatten_linear,
     offset_table,
     patch_kernel,
     pos_embed,
@@ -22,6 +23,7 @@ __all__ = [
     "MirroredOffset",
     "PatchKernel",
     "Resample",
+    "flatten_linear",
     "offset_table",
     "patch_kernel",
     "pos_embed",

@@ -214,6 +214,29 @@ class Adjoint(AxisMap):
 
 
 @dataclass(frozen=True)
+class PooledReader(AxisMap):
+    """The map for weights that read a grid, so that they read any grid through an adaptive average pool to the old one.
+
+    Equal to keeping the weights and putting `torch.nn.AdaptiveAvgPool2d(old)` before them.
+
+    Source: the bins of torch.nn.AdaptiveAvgPool2d, from floor(i * new / old) to ceil((i + 1) * new / old).
+    """
+
+    def build(self) -> Tensor:
+        """Return the (new, old) matrix, float64."""
+        matrix = torch.zeros(self.new, self.old, dtype=torch.float64)
+        for i in range(self.old):
+            start, end = i * self.new // self.old, -(-(i + 1) * self.new // self.old)
+            matrix[start:end, i] = 1.0 / (end - start)
+        return matrix
+
+    @property
+    def label(self) -> str:
+        """Short name of the method for tables."""
+        return "as through an adaptive average pool"
+
+
+@dataclass(frozen=True)
 class PatchKernel(AxisMap):
     """Pseudo-inverse resize of a patch kernel axis, growing or shrinking, as stock timm does it.
 

@@ -23,6 +23,8 @@ class Resample:
         flat: The grid is flattened into dimension `dim`.
         prefix: Leading entries of a flat dimension that are not of the grid, copied as they are.
         suffix: Trailing ones, likewise.
+        before: Entries of a flat dimension that each hold a grid, one grid after the other (channels first).
+        after: Entries that every cell of the grid in a flat dimension holds (channels last).
         then: A second resampling, applied to the result.
     """
 
@@ -31,6 +33,8 @@ class Resample:
     flat: bool = False
     prefix: int = 0
     suffix: int = 0
+    before: int = 1
+    after: int = 1
     then: Resample | None = None
 
     @property
@@ -61,10 +65,11 @@ class Resample:
         if len(shape) < self.dim + (1 if self.flat else count):
             raise ValueError(f"{tuple(old)} has no grid at dimension {self.dim}")
         if self.flat:
-            have, want = shape[self.dim] - self.prefix - self.suffix, math.prod(a.old for a in self.axes)
+            each = self.before * self.after
+            have, want = shape[self.dim] - self.prefix - self.suffix, math.prod(a.old for a in self.axes) * each
             if have != want:
                 raise ValueError(f"dimension {self.dim} of {tuple(old)} holds {have} grid entries, not {want}")
-            shape[self.dim] = math.prod(a.new for a in self.axes) + self.prefix + self.suffix
+            shape[self.dim] = math.prod(a.new for a in self.axes) * each + self.prefix + self.suffix
         else:
             if shape[self.dim : self.dim + count] != [a.old for a in self.axes]:
                 raise ValueError(f"{tuple(old)} has no grid {[a.old for a in self.axes]} at dimension {self.dim}")
@@ -113,6 +118,8 @@ class Resample:
         """Map a float64 tensor whose grid has no prefix or suffix by `axes`, one matrix product each."""
         shape, dim = list(tensor.shape), self.dim
         lead, rest = shape[:dim], shape[dim + (1 if self.flat else len(self.axes)) :]
+        if self.flat:
+            lead, rest = [*lead, self.before], [self.after, *rest]
         sides = [axis.old for axis in self.axes]
         for i, axis in enumerate(self.axes):
             before, after = math.prod(lead + sides[:i]), math.prod(sides[i + 1 :] + rest)
@@ -122,7 +129,8 @@ class Resample:
             else:
                 tensor = matrix @ tensor.reshape(before, axis.old, after)
             sides[i] = axis.new
-        return tensor.reshape(lead + ([math.prod(sides)] if self.flat else sides) + rest)
+        flat = [self.before * math.prod(sides) * self.after]
+        return tensor.reshape(lead[:-1] + flat + rest[1:] if self.flat else lead + sides + rest)
 
 
 _HAVE_FLOAT64 = ("cpu", "cuda")

@@ -6,7 +6,15 @@ Grids and windows are (h, w), flattened row-major. `mode` is one of `MODES`.
 from __future__ import annotations
 
 from timm_resize.geometry import Size
-from timm_resize.resample.axis import Adjoint, AxisMap, Geometric, Interpolate, MirroredOffset, PatchKernel
+from timm_resize.resample.axis import (
+    Adjoint,
+    AxisMap,
+    Geometric,
+    Interpolate,
+    MirroredOffset,
+    PatchKernel,
+    PooledReader,
+)
 from timm_resize.resample.grid import Resample
 
 MODES = ("bicubic", "bilinear", "nearest")
@@ -107,6 +115,35 @@ def token_matrix(old: Size, new: Size, *, mode: str = "bicubic", antialias: bool
     """Map a token-to-token matrix (h*w, h*w): write the new grid (rows), read the new grid (columns)."""
     axes = _interpolate(old, new, mode, antialias, exact=True)
     return Resample(axes, dim=0, flat=True, then=token_reader(old, new, mode=mode, antialias=antialias))
+
+
+def flatten_linear(
+    old: Size, new: Size, *, channels: int, channels_last: bool = False, pool: bool = False, mode: str = "bicubic",
+    antialias: bool = True,
+) -> Resample:  # fmt: skip
+    """Map a linear layer's weight (out, channels*h*w) that reads a flattened feature map.
+
+    Either way a constant map gives the same outputs on both grids.
+
+    Args:
+        old: (h, w) of the map that the weight was made for.
+        new: (h, w) of the map that it shall read.
+        channels: Channels of the map.
+        channels_last: The map was flattened as (h, w, channels) rather than (channels, h, w).
+        pool: Read the map as through an adaptive average pool to the old grid; otherwise as the old map resized.
+        mode: One of `MODES`, without `pool`.
+        antialias: Likewise.
+
+    Example:
+        >>> import torch
+        >>> flatten_linear((6, 6), (12, 12), channels=16)(torch.randn(10, 16 * 36)).shape
+        torch.Size([10, 2304])
+    """
+    axes: tuple[AxisMap, ...] = token_reader(old, new, mode=mode, antialias=antialias).axes
+    if pool:
+        axes = tuple(PooledReader(a, b) for a, b in zip(old, new, strict=True))
+    before, after = (1, channels) if channels_last else (channels, 1)
+    return Resample(axes, dim=1, flat=True, before=before, after=after)
 
 
 def patch_kernel(old: Size, new: Size, *, mode: str = "bicubic", antialias: bool = True) -> Resample:
