@@ -1,11 +1,13 @@
 """Which registered models take which sizes: ours beside stock timm, on the meta device.
 
-For every name of `timm.list_models()`: `create_model(img_size=)` and `set_input_size` at a larger, a smaller, a
-non-square and an odd size, each followed by a forward pass, and the same for stock. A result is a line of JSON in
---results, so an interrupted sweep goes on where it stopped; --report writes the table from what is there.
+For every name of `timm.list_models()`: `create_model(img_size=)` and `set_input_size` at a larger, a smaller, two
+non-square and an odd size, feature extractors at a non-square one, each followed by a forward pass, the same for
+stock, and whether stock rebuilds the resized model from its exported config. Random initialisation is skipped. A
+result is a line of JSON in --results, so an interrupted sweep goes on where it stopped; --report writes the tables.
+Exits with 1 when a model falls short.
 
-    python benchmarks/coverage.py --every 10 --workers 2
-    python benchmarks/coverage.py --report docs/coverage.md
+    python benchmarks/coverage.py --workers 2 --report docs/coverage.md
+    python benchmarks/coverage.py --every 10 --smallest
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import json
 import logging
 import multiprocessing
 import sys
+import tempfile
 import time
 import warnings
 from collections import defaultdict
@@ -24,13 +27,21 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers import weight_init
+from timm.models._hub import save_config_for_hf
 from torch import nn
 
 import timm_resize
 from timm_resize.locate import current_size, model_handler
+from timm_resize.registry import families
 
 Size = tuple[int, int]
 KINDS = ("larger", "smaller", "wide", "tall", "odd")
+SMALLEST = Path(__file__).with_name("coverage_smallest.txt")
+"""The smallest model of every class, written with --report after a full sweep."""
+
+UNSIZED = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_resize_chain", "pretrained_cfg",
+           "default_cfg", "_model_args", "_traits", "input_guard"}  # fmt: skip
 
 
 def attempt(action: Callable[[], Any]) -> str:
@@ -51,6 +62,18 @@ def forward(model: nn.Module, size: Size) -> None:
     model.eval()(torch.empty(1, channels, *size, device="meta"))
 
 
+def structure(model: nn.Module) -> Any:
+    """Return what decides whether forward runs: shapes, and the plain attributes of every module."""
+    shapes = {n: tuple(t.shape) for n, t in [*model.named_parameters(), *model.named_buffers()]}
+    attributes = [
+        (path, name, repr(value))
+        for path, module in model.named_modules()
+        for name, value in sorted(module.__dict__.items())
+        if name not in UNSIZED and isinstance(value, (int, float, str, bool, tuple, list, torch.Size, type(None)))
+    ]
+    return shapes, attributes
+
+
 def sizes_of(model: nn.Module) -> dict[str, Size]:
     """Return a valid size of each kind, and an odd one that need not be valid."""
     h, w = current_size(model) or (224, 224)
@@ -64,6 +87,50 @@ def sizes_of(model: nn.Module) -> dict[str, Size]:
             "odd": (h + 6, h + 6)}  # fmt: skip
 
 
+def three_ways(name: str, size: Size, model: nn.Module, **kwargs: Any) -> tuple[dict[str, Any], nn.Module | None]:
+    """Create at `size`, resize `model` to it, and let stock create; a forward for every distinct structure."""
+    ran: list[Any] = []
+    built: list[nn.Module] = []
+
+    def run(made: nn.Module) -> None:
+        inside = structure(made)
+        if inside not in ran:
+            forward(made, size)
+            ran.append(inside)
+
+    def create() -> None:
+        made = timm_resize.create_model(name, img_size=size, device="meta", **kwargs)
+        run(made)
+        built.append(made)
+
+    def resize() -> None:
+        timm_resize.resize_(model, size)
+        run(model)
+
+    def stock() -> None:
+        run(timm.create_model(name, img_size=size, device="meta", **kwargs))
+
+    row = {"size": size, "create": attempt(create), "set": attempt(resize), "stock": attempt(stock)}
+    return row, built[0] if built else None
+
+
+def reload(model: nn.Module, size: Size) -> str:
+    """Whether stock builds the same model from the config that timm exports for it, and runs it at its size."""
+
+    def rebuild() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            save_config_for_hf(model, f"{folder}/config.json")
+            again = timm.create_model(f"local-dir:{folder}", device="meta")
+        ours, theirs = ({k: tuple(t.shape) for k, t in m.state_dict().items()} for m in (model, again))
+        if ours != theirs:
+            key = next(k for k in {**ours, **theirs} if ours.get(k) != theirs.get(k))
+            raise ValueError(f"{key} is {ours.get(key)}, stock builds {theirs.get(key)}")
+        if structure(model) != structure(again):
+            forward(again, size)
+
+    return attempt(rebuild)
+
+
 def sweep(name: str) -> dict[str, Any]:
     """Try one model every way."""
     start = time.time()
@@ -71,33 +138,23 @@ def sweep(name: str) -> dict[str, Any]:
     model = timm.create_model(name, device="meta")
     handler = model_handler(model)
     row: dict[str, Any] = {"name": name, "class": type(model).__name__, "family": handler and handler.cls.__name__}
+    row["parameters"] = sum(p.numel() for p in model.parameters())
     row["stock method"] = hasattr(model, "set_input_size")
     if handler is None:
         return {**row, "seconds": time.time() - start}
     native, sizes = current_size(model), sizes_of(model)
     for kind, size in sizes.items():
-        built: list[nn.Module] = []
-
-        def create(size: Size = size, built: list[nn.Module] = built) -> None:
-            built.append(timm_resize.create_model(name, img_size=size, device="meta"))
-            forward(built[0], size)
-
-        def stock(size: Size = size) -> None:
-            forward(timm.create_model(name, img_size=size, device="meta"), size)
-
-        def resize(size: Size = size, built: list[nn.Module] = built) -> None:
-            timm_resize.resize_(model, size)
-            if not built or shapes(model) != shapes(built[0]):  # the same structure runs alike
-                forward(model, size)
-
-        row[kind] = {"size": size, "create": attempt(create), "set": attempt(resize), "stock": attempt(stock)}
+        row[kind], made = three_ways(name, size, model)
+        if made is not None and kind in ("larger", "wide") and handler.state:
+            row[f"reload {kind}"] = reload(made, size)
     row["back"] = attempt(lambda: timm_resize.resize_(model, native))
+    try:
+        features = timm.create_model(name, features_only=True, device="meta")
+    except Exception:  # whatever the class raises that has no features
+        features = None
+    if features is not None:
+        row["features"] = three_ways(name, sizes["wide"], features, features_only=True)[0]
     return {**row, "seconds": time.time() - start}
-
-
-def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of parameters and buffers."""
-    return {n: tuple(t.shape) for n, t in [*model.named_parameters(), *model.named_buffers()]}
 
 
 def works(outcome: str, odd: bool) -> bool:
@@ -106,66 +163,107 @@ def works(outcome: str, odd: bool) -> bool:
 
 
 def report(rows: list[dict[str, Any]]) -> str:
-    """Return a table with a row per family: models, and how many work, ours and stock's."""
-    families: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    """Return the counts per family, ours and stock's, and what each family is registered with."""
+    kinds = (*KINDS, "features")
+    members: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        families[row["family"] or f"{row['class']} (none)"].append(row)
-    lines = ["| family | models | " + " | ".join(f"{k}: create / set / stock" for k in KINDS) + " |",
-             "| --- | --- |" + " --- |" * len(KINDS)]  # fmt: skip
-    totals = [[0, 0, 0] for _ in KINDS]
-    for family, members in sorted(families.items()):
+        members[row["family"] or f"{row['class']} (none)"].append(row)
+    lines = ["| family | models | " + " | ".join(kinds) + " |", "| --- | --- |" + " --- |" * len(kinds)]
+    for family, group in [*sorted(members.items()), ("**all**", rows)]:
         cells = []
-        for i, kind in enumerate(KINDS):
-            done = [r[kind] for r in members if kind in r]
+        for kind in kinds:
+            done = [r[kind] for r in group if kind in r]
             counts = [sum(works(d[way], kind == "odd") for d in done) for way in ("create", "set")]
             counts.append(sum(d["stock"] == "ok" for d in done))
-            totals[i] = [a + b for a, b in zip(totals[i], counts, strict=True)]
-            cells.append(" / ".join(map(str, counts)))
-        lines.append(f"| {family} | {len(members)} | " + " | ".join(cells) + " |")
-    lines.append(f"| **all** | {len(rows)} | " + " | ".join(" / ".join(map(str, t)) for t in totals) + " |")
+            cells.append(" / ".join(map(str, counts)) + (f" of {len(done)}" if len(done) < len(group) else ""))
+        lines.append(f"| {family} | {len(group)} | " + " | ".join(cells) + " |")
+    lines += ["", "| family | depends on the size | method | valid sizes | stock method | stock reloads |",
+              "| --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    for handler in families():
+        group = members.get(handler.cls.__name__, [])
+        if not group:
+            continue
+        again = [
+            f"{sum(r.get(key) == 'ok' for r in group)} of {len(group)}" if handler.state else "all"
+            for key in ("reload larger", "reload wide")
+        ]
+        state, method = (text.replace("|", "\\|") for text in (handler.state or "nothing", handler.method or "-"))
+        lines.append(f"| {handler.cls.__name__} | {state} | {method} | {handler.sizes} "
+                     f"| {'yes' if group[0]['stock method'] else 'no'} | {', '.join(again)} |")  # fmt: skip
     return "\n".join(lines)
 
 
+HEADER = """# Coverage
+
+Made by `benchmarks/coverage.py` with timm {version}: every registered model ({count}) on the meta device, {minutes:.0f}
+minutes of processor time. Counts are `create_model(img_size=)` / `set_input_size` / stock's `create_model(img_size=)`:
+models that build and whose forward runs at the size. Sizes are about 64 pixels larger or smaller than the model's own,
+both non-square ways, and an odd size (6 pixels more), where an `InvalidSizeError` that names valid sizes counts for us.
+*features* is `features_only=True` at the non-square size, counted where stock has it. For stock "runs" says nothing of
+the values. *stock reloads*: of the models resized to the larger square, and of those to a non-square size, how many
+stock timm builds with the same tensors, and runs, from the exported config.
+
+"""
+
+
+def finish(rows: list[dict[str, Any]], path: Path) -> None:
+    """Write the report, and the smallest model of every class after a full sweep."""
+    minutes = sum(r["seconds"] for r in rows) / 60
+    head = HEADER.format(version=timm.__version__, count=len(rows), minutes=minutes)
+    path.write_text(f"{head}{report(rows)}\n")
+    if {r["name"] for r in rows} >= set(timm.list_models()):
+        smallest: dict[str, dict[str, Any]] = {}
+        for row in sorted(rows, key=lambda r: (r["parameters"], r["name"])):
+            smallest.setdefault(row["class"], row)
+        SMALLEST.write_text("".join(f"{r['name']}\n" for r in sorted(smallest.values(), key=lambda r: r["name"])))
+
+
 def quiet() -> None:
-    """Set a worker up: one thread, no log lines."""
+    """Set a worker up: one thread, no random initialisation, no log lines."""
     torch.set_num_threads(1)
+    for module in (nn.init, weight_init):
+        for name in [n for n in vars(module) if n.endswith("_") and not n.startswith("__")]:
+            setattr(module, name, lambda tensor, *args, **kwargs: tensor)
     logging.disable(logging.WARNING)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="models; default all registered")
     parser.add_argument("--every", type=int, default=1, help="take every N-th name only")
+    parser.add_argument("--smallest", action="store_true", help="and the smallest model of every class")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--results", type=Path, default=Path("coverage.jsonl"))
-    parser.add_argument("--report", type=Path, help="write the table of --results here, sweep nothing")
+    parser.add_argument("--report", type=Path, help="write the tables of --results here")
     args = parser.parse_args()
     rows = [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []
-    if not args.report:
-        done = {row["name"] for row in rows}
-        names = [n for n in (args.names or timm.list_models())[:: args.every] if n not in done]
-        start = time.time()
-        with multiprocessing.get_context("spawn").Pool(args.workers, quiet, maxtasksperchild=50) as pool, \
-                args.results.open("a") as out:  # fmt: skip
-            for i, row in enumerate(pool.imap_unordered(sweep, names), 1):
-                rows.append(row)
-                out.write(json.dumps(row) + "\n")
-                out.flush()
-                bar = "#" * (30 * i // len(names))
-                print(f"\r[{bar:<30}] {i}/{len(names)} {time.time() - start:.0f} s", end="", file=sys.stderr)
-        print(file=sys.stderr)
+    done = {row["name"] for row in rows}
+    wanted = [*(args.names or timm.list_models())[:: args.every]]
+    wanted += SMALLEST.read_text().split() if args.smallest else []
+    names, start = [n for n in dict.fromkeys(wanted) if n not in done], time.time()
+    with multiprocessing.get_context("spawn").Pool(args.workers, quiet, maxtasksperchild=50) as pool, \
+            args.results.open("a") as out:  # fmt: skip
+        for i, row in enumerate(pool.imap_unordered(sweep, names), 1):
+            rows.append(row)
+            out.write(json.dumps(row) + "\n")
+            out.flush()
+            bar = "#" * (30 * i // len(names))
+            print(f"\r[{bar:<30}] {i}/{len(names)} {time.time() - start:.0f} s", end="", file=sys.stderr)
+    print(file=sys.stderr)
+    short = 0
     for row in rows:
-        bad = [f"{k} {way} {row[k]['size']}: {row[k][way]}" for k in KINDS if k in row for way in ("create", "set")
-               if not works(row[k][way], k == "odd")]  # fmt: skip
+        bad = [f"{k} {way} {row[k]['size']}: {row[k][way]}" for k in (*KINDS, "features") if k in row
+               for way in ("create", "set") if not works(row[k][way], k == "odd")]  # fmt: skip
+        bad += [f"back: {row['back']}"] if row.get("back", "ok") != "ok" else []
         for line in bad if row["family"] else ["no handler"]:
             print(f"{row['name']}: {line}")
-    table = report(rows)
-    print(table)
+            short += 1
+    print(report(rows))
+    print(f"\n{len(rows)} models, {short} shortfalls")
     if args.report:
-        args.report.write_text(
-            f"# Coverage\n\nMade by `benchmarks/coverage.py` with timm {timm.__version__}.\n\n{table}\n"
-        )
+        finish(rows, args.report)
+    return int(short > 0)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -142,7 +142,7 @@ def run(family: Family, data: Digits, seed: int, epochs: int, tune: int) -> dict
     native_size = (family.size, family.size)
     kwargs = {"img_size": native_size, **family.kwargs}
     model = timm_resize.create_model(family.name, num_classes=10, in_chans=1, **kwargs)
-    fit(model, data, native_size, epochs, 1e-3, seed)
+    fit(model, data, native_size, epochs, 2e-3, seed)
     images, labels = data.test
     out: dict[Any, float] = {"native": accuracy(model, at_size(images, native_size), labels)}
     with tempfile.TemporaryDirectory() as folder:
@@ -192,7 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=30, help="of training at the native size")
+    parser.add_argument("--epochs", type=int, default=60, help="of training at the native size")
     parser.add_argument("--tune", type=int, default=2, help="epochs of fine-tuning after a resize")
     parser.add_argument("--output", type=Path, help="write the table to this file too")
     args = parser.parse_args()

@@ -57,8 +57,11 @@ class Handler:
 
 
 def is_model_class(cls: type) -> bool:
-    """Whether a class is one of timm's whole models: it has a classifier to reset, or gives intermediate features."""
-    return hasattr(cls, "reset_classifier") or hasattr(cls, "forward_intermediates")
+    """Whether a class is one of timm's whole models: it has a classifier to reset, or gives features of its stages."""
+    if hasattr(cls, "reset_classifier") or hasattr(cls, "forward_intermediates"):
+        return True
+    code = getattr(inspect.getattr_static(cls, "__init__"), "__code__", None)  # EfficientNetFeatures and the like
+    return code is not None and "out_indices" in code.co_varnames and issubclass(cls, nn.Module)
 
 
 _handlers: dict[type, Handler] = {}

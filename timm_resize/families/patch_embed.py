@@ -83,6 +83,9 @@ def plan_hybrid_embed(embed: HybridEmbed, ctx: Context, *, mode: str = "bicubic"
     if not embed.dynamic_img_pad and not _sampled_per_forward(ctx.root):  # a map of one cell would be broadcast
         yield from ctx.guard(embed.proj, lambda size: floor_div(size, patch), feature)
     ratio = (ctx.new_size[0] // feature[0], ctx.new_size[1] // feature[1])
+    if any(side // r // p != cells for side, r, p, cells in zip(ctx.new_size, ratio, patch, grid, strict=True)):
+        ctx.warn(f"img_size={ctx.new_size} is rounded up to a {_by(feature)} feature map, so forward_intermediates, "
+                 f"which divides by {_by(ratio)} and rounds down, fails; forward does not.")  # fmt: skip
     yield from ctx.attribute(
         embed,
         img_size=ctx.new_size,
