@@ -3,6 +3,7 @@
 import timm_resize.families  # noqa: F401  binds the name before the function below takes it for good
 from timm_resize.apply import resize_
 from timm_resize.checkpoint import resize_state_dict
+from timm_resize.data import data_config
 from timm_resize.errors import (
     CheckpointError,
     InvalidSizeError,
@@ -14,6 +15,7 @@ from timm_resize.factory import create_model, install, uninstall
 from timm_resize.hub import save_pretrained
 from timm_resize.plan import Change, ResizePlan
 from timm_resize.planner import nearest_sizes, plan_resize
+from timm_resize.push import push_to_hub
 from timm_resize.registry import families, register
 
 __version__ = "0.1.0"
@@ -27,10 +29,12 @@ __all__ = [
     "StalePlanError",
     "UnsupportedModelError",
     "create_model",
+    "data_config",
     "families",
     "install",
     "nearest_sizes",
     "plan_resize",
+    "push_to_hub",
     "register",
     "resize_",
     "resize_state_dict",

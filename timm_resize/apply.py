@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from timm_resize.errors import ResizeError
 from timm_resize.guard import GUARD, HOOK, check_input_size
 from timm_resize.locate import SIZE_TRAITS, find_model
-from timm_resize.plan import MISSING, Change, Rebuild, Reinitialise, ResizePlan, shape_of
+from timm_resize.plan import MISSING, Change, Rebuild, Reinitialise, ResizePlan, shape_of, submodule
 from timm_resize.planner import make_request, plan_request
-from timm_resize.resample import Resample
+from timm_resize.resample import Resample, serial
 
 CHAIN = "_resize_chain"
 """Attribute of a resized model: per resampled tensor the original, where it lived, and what was written.
@@ -234,7 +234,7 @@ def model_writes(root: nn.Module, plan: ResizePlan, maps: dict[nn.Parameter, Res
     buffers = _buffers(root, plan)
     writes: Writes = []
     for change in plan:
-        module = root.get_submodule(change.path)
+        module = submodule(root, change.path)
         if change.kind == "parameter" and isinstance(change.how, Resample):
             param = module._parameters[change.name]
             assert param is not None
@@ -245,7 +245,7 @@ def model_writes(root: nn.Module, plan: ResizePlan, maps: dict[nn.Parameter, Res
             value = buffers[change.key]
             writes.append(lambda t, m=module, n=change.name, v=value: t.buffer(m, n, v))  # type: ignore[misc]
         else:
-            value = copy.deepcopy(change.new)
+            value = _own(change.new)
             writes.append(lambda t, m=module, n=change.name, v=value: t.attribute(m, n, v))  # type: ignore[misc]
             if change.name == GUARD:
                 hooks = module._forward_pre_hooks
@@ -253,6 +253,14 @@ def model_writes(root: nn.Module, plan: ResizePlan, maps: dict[nn.Parameter, Res
     if maps:
         writes.append(lambda t: t.attribute(root, CHAIN, chain))
     return writes
+
+
+def _own(value: Any) -> Any:
+    """Return a copy that nobody else holds; plain numbers, and tuples of them, need none."""
+    flat = value if type(value) is tuple else (value,)
+    if all(v is None or type(v) in (int, bool, float, str) for v in flat):
+        return value
+    return copy.deepcopy(value)
 
 
 def _chained(param: nn.Parameter, change: Change, chain: dict[str, Any]) -> Tensor:
@@ -265,15 +273,15 @@ def _chained(param: nn.Parameter, change: Change, chain: dict[str, Any]) -> Tens
         how = how.rebase(source)
     new = _like(how(origin), param)
     if not how.is_identity:
-        kept = origin.clone() if origin.data_ptr() == param.data_ptr() else origin
-        chain[change.key] = {"origin": kept, "source": source, "applied": new.clone()}
+        kept = serial.copied(origin) if origin.data_ptr() == param.data_ptr() else origin
+        chain[change.key] = {"origin": kept, "source": source, "applied": serial.copied(new)}
     return new
 
 
 def _untouched(applied: Tensor, param: Tensor) -> bool:
     if applied.is_meta or param.is_meta:
         return applied.shape == param.shape
-    return applied.shape == param.shape and torch.equal(applied.to(param), param.detach())
+    return applied.shape == param.shape and serial.equal(applied.to(param), param.detach())
 
 
 def _like(new: Tensor, param: Tensor) -> Tensor:
@@ -284,7 +292,11 @@ def _like(new: Tensor, param: Tensor) -> Tensor:
 
 
 def _buffers(root: nn.Module, plan: ResizePlan) -> dict[str, Tensor | None]:
-    """Compute every new buffer; equal rebuilds are computed once, then copied, as stock's modules share none."""
+    """Compute every new buffer; equal rebuilds are computed once.
+
+    Those that no state dict holds then share their memory: nothing of stock's writes to one. The others are copied,
+    as files of tensors that share memory cannot be saved.
+    """
     out: dict[str, Tensor | None] = {}
     built: dict[Any, Tensor] = {}
     shadows: dict[str, nn.Module] = {}
@@ -293,10 +305,10 @@ def _buffers(root: nn.Module, plan: ResizePlan) -> dict[str, Tensor | None]:
             continue
         if isinstance(change.how, Reinitialise):
             if change.path not in shadows:
-                shadows[change.path] = _reinitialised(root.get_submodule(change.path), change.path, plan)
+                shadows[change.path] = _reinitialised(submodule(root, change.path), change.path, plan)
             out[change.key] = shadows[change.path]._buffers[change.name]
         elif isinstance(change.how, Rebuild):
-            out[change.key] = _rebuilt(root.get_submodule(change.path), change, change.how, built)
+            out[change.key] = _rebuilt(submodule(root, change.path), change, change.how, built)
         else:
             out[change.key] = None
         if shape_of(out[change.key]) != change.new:
@@ -312,7 +324,7 @@ def _rebuilt(module: nn.Module, change: Change, how: Rebuild, built: dict[Any, T
     key = (how.fn, how.args, like.device, like.dtype)
     if key not in built:
         built[key] = how.fn(*how.args, device=like.device, dtype=like.dtype)
-    return built[key].clone()
+    return built[key].detach() if change.name in module._non_persistent_buffers_set else built[key].clone()
 
 
 def _reinitialised(module: nn.Module, path: str, plan: ResizePlan) -> nn.Module:
@@ -326,7 +338,7 @@ def _reinitialised(module: nn.Module, path: str, plan: ResizePlan) -> nn.Module:
         if change.path != path:
             continue
         if change.kind == "attribute":
-            _set(twin, change.name, copy.deepcopy(change.new))
+            _set(twin, change.name, _own(change.new))
         elif change.kind == "buffer" and isinstance(change.how, Reinitialise) and change.new is not None:
             old = module._buffers[change.name]
             assert old is not None

@@ -11,6 +11,7 @@ from torch import nn
 from timm_resize.errors import ResizeError, UnsupportedModelError
 from timm_resize.geometry import Size, parse_size, stage_sizes, text
 from timm_resize.guard import GUARD, guard_of
+from timm_resize.locate import modules_in, walk
 from timm_resize.plan import CACHE, MISSING, Change, Rebuild, Reinitialise, same_value, shape_of
 from timm_resize.registry import handler_for
 from timm_resize.resample import Resample, flatten_linear, patch_kernel, pos_embed, pos_embed_map, rel_pos_table
@@ -61,8 +62,10 @@ class Context:
         self.models: list[nn.Module] = []  # whole models inside the root, whose bookkeeping is theirs
         self.notes: list[str] = []
         self.warnings: list[str] = []
-        self._paths = {id(m): path for path, m in root.named_modules()}
+        self._modules = walk(root)
+        self._paths = {id(m): path for path, m in self._modules}
         self._seen: set[tuple[int, str]] = set()
+        self._entered: list[nn.Module] = []
         self._visited: set[int] = set()
 
     # -- what a handler yields ---------------------------------------------------------------
@@ -135,17 +138,23 @@ class Context:
                 f"{type(self.root).__name__}: {self.path(module)} is a {type(module).__name__}, which has no handler. "
                 "Write one with @timm_resize.register."
             )
-        self._visited.update(id(m) for m in module.modules())
+        self._entered.append(module)
+        self._visited.add(id(module))
         if handler.is_model:
             self.models.append(module)
         return (yield from handler.plan(module, self, **geometry))
 
     def visit_rest(self) -> Changes:
         """Visit every module with a handler that no handler has visited, outermost first."""
-        for path, module in self.root.named_modules():
-            if id(module) in self._visited or module is self.root:
+        found: dict[type, Any] = {}
+        inside: set[int] = set()
+        for path, module in self._modules:
+            while self._entered:  # what is inside a visited module counts as visited, too
+                modules_in(self._entered.pop(), inside)
+            if id(module) in self._visited or id(module) in inside or module is self.root:
                 continue
-            handler = handler_for(type(module))
+            cls = type(module)
+            handler = found[cls] if cls in found else found.setdefault(cls, handler_for(cls))
             if handler is None or handler.is_model:
                 continue
             if handler.needs_geometry:

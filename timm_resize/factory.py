@@ -5,6 +5,9 @@ The body of `timm.create_model` looks three names up in its module at each call:
 or in a private copy of its namespace (`create_model` here), so a `create_model` imported earlier under any
 name is reached, and both ways run timm's own code around ours. A fourth name, `load_pretrained` in timm's
 builder, is replaced while a pretrained model is built at a size; other threads' calls pass through it.
+
+Weights that are read right after are not initialised first (`fast_init`): not while a pretrained model is built, and,
+when there is a `checkpoint_path`, not before `load_checkpoint`, which is the next thing that `create_model` calls.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import torch
 from timm.models import _builder, _factory, _features
 from torch import nn
 
+from timm_resize import data, fast_init
 from timm_resize.apply import apply_plan, resize_
 from timm_resize.checkpoint import load_checkpoint, source_geometry
 from timm_resize.errors import ResizeError, UnsupportedModelError, near_names
@@ -62,8 +66,9 @@ _local = threading.local()
 
 def _resolve_model_source(model_name: str, pretrained_cfg: Any, kwargs: dict[str, Any], cache_dir: Any = None) -> Any:
     """Take the geometry out of a create_model call that asks for a size; other callers get timm's answer."""
-    _local.pending = None
-    if sys._getframe(1).f_code is not _stock_create_model.__code__:
+    _local.pending, _local.defer = None, None
+    frame = sys._getframe(1)
+    if frame.f_code is not _stock_create_model.__code__:
         return _stock["_resolve_model_source"](model_name, pretrained_cfg, kwargs, cache_dir)
     own = {k: kwargs[k] for k in OWN_OPTIONS if k in kwargs}
     kwargs = {k: v for k, v in kwargs.items() if k not in own}
@@ -80,6 +85,9 @@ def _resolve_model_source(model_name: str, pretrained_cfg: Any, kwargs: dict[str
         saved = merged.get("pretrained_model_args") or {}
         _local.pending = _Pending(wanted, {k: saved[k] for k in GEOMETRY if k in saved}, own)
         merged = {k: v for k, v in merged.items() if k not in GEOMETRY}
+    if _fast_init():
+        loads = frame.f_globals["load_checkpoint"] is _load_checkpoint and bool(frame.f_locals["checkpoint_path"])
+        _local.defer = functools.partial(fast_init.build, loads_after=loads)
     return name, cfg, merged
 
 
@@ -94,12 +102,24 @@ def _with_near_names(error: RuntimeError, model_name: str) -> RuntimeError:
 
 
 def _model_entrypoint(model_name: str, *args: Any, **kwargs: Any) -> Callable[..., nn.Module]:
-    """Return timm's entry point, wrapped when the call at hand asks for a size."""
+    """Return timm's entry point, wrapped when create_model is going to read weights, or asks for a size."""
     create_fn = _stock["model_entrypoint"](model_name, *args, **kwargs)
     pending, _local.pending = getattr(_local, "pending", None), None
-    if pending is None:
-        return create_fn
-    return functools.partial(_build, create_fn, pending)
+    defer, _local.defer = getattr(_local, "defer", None), None
+    if pending is not None:
+        create_fn = functools.partial(_build, create_fn, pending)
+    return functools.partial(defer, create_fn) if defer is not None else create_fn
+
+
+def _fast_init() -> bool:
+    """Whether the call at hand leaves out initial values: as `create_model` was told, else as `install` was."""
+    told = getattr(_local, "fast_init", None)
+    return told if told is not None else all(_installed.told[-1:])
+
+
+def _load_checkpoint(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """As `timm_resize.checkpoint.load_checkpoint`, also for a model whose initial values wait for it."""
+    return fast_init.load_held(load_checkpoint, model, *args, **kwargs)
 
 
 def _build(create_fn: Callable[..., nn.Module], pending: _Pending, *, pretrained: bool = False,
@@ -199,16 +219,18 @@ def _build_random(create_fn: Callable[..., nn.Module], pending: _Pending, kwargs
 _SEAM: dict[str, Any] = {
     "_resolve_model_source": _resolve_model_source,
     "model_entrypoint": _model_entrypoint,
-    "load_checkpoint": load_checkpoint,
+    "load_checkpoint": _load_checkpoint,
 }
 
 
-def create_model(model_name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def create_model(model_name: str, pretrained: bool = False, *, fast_init: bool | None = None,
+                 **kwargs: Any) -> nn.Module:  # fmt: skip
     """Create a timm model at any image size, without touching timm.
 
     Args:
         model_name: As for `timm.create_model`: a name, `hf-hub:…` or `local-dir:…`.
         pretrained: Load weights; they are read at the checkpoint's size, then resized.
+        fast_init: As for `install`, for this call; by default as installed, and on where nothing is installed.
         **kwargs: As for `timm.create_model`. With `img_size` also `patch_size`, `window_size`, `window_policy`,
             `interpolation`, `antialias` and `preset`, as for `plan_resize`.
 
@@ -229,7 +251,11 @@ def create_model(model_name: str, pretrained: bool = False, **kwargs: Any) -> nn
     run = types.FunctionType(_stock_create_model.__code__, namespace, "create_model",
                              _stock_create_model.__defaults__)  # fmt: skip
     run.__kwdefaults__ = _stock_create_model.__kwdefaults__
-    return run(model_name, pretrained, **kwargs)
+    outer, _local.fast_init = getattr(_local, "fast_init", None), fast_init
+    try:
+        return run(model_name, pretrained, **kwargs)
+    finally:
+        _local.fast_init = outer
 
 
 class _Installed:
@@ -237,6 +263,7 @@ class _Installed:
 
     def __init__(self) -> None:
         self.depth = 0
+        self.told: list[bool] = []  # fast_init of each install call
         self.lock = threading.RLock()
         self.classes: dict[type, Any] = {}
 
@@ -254,10 +281,15 @@ class _Installed:
 _installed = _Installed()
 
 
-def install() -> _Installed:
+def install(*, fast_init: bool = True) -> _Installed:
     """Put the plugin into timm: `create_model` takes `img_size` for every model, all have `set_input_size`.
 
     Calls nest: as many `uninstall` calls take it out again. Safe from several threads.
+
+    Args:
+        fast_init: Do not initialise weights that a checkpoint is about to replace. The weights are those that stock
+            loads, and a new head is drawn by its own initialisers; but fewer random numbers are drawn than by stock,
+            so a seed gives other ones, there and afterwards. False draws all, as stock. The latest call holds.
 
     Returns:
         A handle; as a context manager it uninstalls at the end of the block.
@@ -280,7 +312,9 @@ def install() -> _Installed:
                 _ensure_method(cls, force=True)
             for name, ours in _SEAM.items():
                 setattr(_factory, name, ours)
+            data.patch()
         _installed.depth += 1
+        _installed.told.append(fast_init)
     return _installed
 
 
@@ -288,7 +322,9 @@ def uninstall() -> None:
     """Take the plugin out of timm, which is then exactly as before; a no-op when it is not in."""
     with _installed.lock:
         _installed.depth = max(_installed.depth - 1, 0)
+        del _installed.told[_installed.depth :]
         if _installed.depth == 0:
+            data.unpatch()
             for name, stock in _stock.items():
                 setattr(_factory, name, stock)
             for cls, method in _installed.classes.items():

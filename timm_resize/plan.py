@@ -170,6 +170,13 @@ CACHE = _Cache()
 """Old side of a change that empties a cache, whatever it holds by the time the plan is applied."""
 
 
+def submodule(root: nn.Module, path: str) -> Any:
+    """Return the module at a dotted path, '' for the root; KeyError when there is none."""
+    for part in path.split(".") if path else ():
+        root = root._modules[part]  # type: ignore[assignment]
+    return root
+
+
 def shape_of(tensor: Tensor | None) -> tuple[int, ...] | None:
     """Return the shape as a plain tuple, None for None."""
     return None if tensor is None else tuple(tensor.shape)
@@ -177,8 +184,8 @@ def shape_of(tensor: Tensor | None) -> tuple[int, ...] | None:
 
 def _current(model: nn.Module, change: Change) -> Any:
     try:
-        module = model.get_submodule(change.path)
-    except AttributeError:
+        module = submodule(model, change.path)
+    except KeyError:
         return MISSING
     if change.kind == "attribute":
         return module.__dict__.get(change.name, MISSING)

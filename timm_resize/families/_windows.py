@@ -14,6 +14,7 @@ from timm_resize.context import Changes, Context
 from timm_resize.errors import InvalidSizeError
 from timm_resize.geometry import Size, ceil_div, stage_sizes, text
 from timm_resize.plan import Rebuild
+from timm_resize.resample import serial
 
 Windows = tuple[Size, ...]
 ConstructorWindows = Callable[[nn.Module, Windows, Size, Size], Windows]
@@ -150,16 +151,17 @@ def shifted_window_mask(padded: Size, window: Size, shift: Size, *, device: Any,
         >>> shifted_window_mask((2, 4), (2, 2), (0, 1), device="cpu", dtype=torch.float32)[1, 0]
         tensor([   0., -100.,    0., -100.])
     """
-    apart = []
-    for size, side, by in zip(padded, window, shift, strict=True):
-        at = torch.arange(size, device=device)
-        wrapped = (at >= size - by).reshape(-1, side)  # windows, cells
-        apart.append(wrapped[:, :, None] != wrapped[:, None, :])
-    rows, columns = apart
-    either = rows[:, None, :, None, :, None] | columns[None, :, None, :, None, :]
-    area = window[0] * window[1]
-    mask = torch.zeros(either.shape, device=device, dtype=dtype).masked_fill_(either, -100.0)
-    return mask.reshape(-1, area, area)
+    apart = []  # of the last window of each axis, the only one with wrapped cells
+    for side, by in zip(window, shift, strict=True):
+        wrapped = torch.arange(side, device=device) >= side - by
+        apart.append(wrapped[:, None] != wrapped[None, :])
+    rows, columns = apart[0][:, None, :, None], apart[1][None, :, None, :]
+    count = padded[0] // window[0], padded[1] // window[1]
+    mask = serial.zeros((*count, *window, *window), device=device, dtype=dtype)
+    for windows, where in ((mask[-1], rows), (mask[:, -1], columns)):
+        for part in serial.cut(windows):
+            part.masked_fill_(where, -100.0)
+    return mask.reshape(count[0] * count[1], window[0] * window[1], -1)
 
 
 def relative_position_index(window: Size, *, device: Any, dtype: Any) -> Tensor:
@@ -175,7 +177,7 @@ def relative_position_index(window: Size, *, device: Any, dtype: Any) -> Tensor:
     rows, columns = (torch.arange(side, device=device, dtype=dtype) for side in window)
     down = rows[:, None] - rows[None, :] + window[0] - 1
     right = columns[:, None] - columns[None, :] + window[1] - 1
-    index = down[:, None, :, None] * (2 * window[1] - 1) + right[None, :, None, :]
+    index = serial.added(down[:, None, :, None] * (2 * window[1] - 1), right[None, :, None, :])
     return index.reshape(window[0] * window[1], -1)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from timm_resize.resample import serial
 from timm_resize.resample.axis import AxisMap, Magnitude
 
 
@@ -88,8 +89,8 @@ class Resample:
         if self.is_identity:
             return tensor.detach().clone(memory_format=torch.contiguous_format)
         device = tensor.device if tensor.device.type in _HAVE_FLOAT64 else torch.device("cpu")
-        out = self._apply(tensor.detach().to(device, torch.float64))
-        return out.to(tensor.device, tensor.dtype).contiguous()
+        out = self._apply(serial.converted(tensor.detach().to(device), torch.float64))
+        return serial.converted(out, tensor.dtype).to(tensor.device)
 
     def second_moment(self, tensor: Tensor) -> Tensor:
         """Map a running mean of squares so that it stays one: non-negative, and no less than the mean squared.
@@ -109,7 +110,7 @@ class Resample:
             if self.flat and (self.prefix or self.suffix):
                 sizes = [self.prefix, tensor.shape[self.dim] - self.prefix - self.suffix, self.suffix]
                 head, grid, tail = tensor.split(sizes, self.dim)
-                tensor = torch.cat([head, self._grid(grid), tail], self.dim)
+                tensor = serial.joined([head, self._grid(grid), tail], self.dim)
             else:
                 tensor = self._grid(tensor)
         return self.then._apply(tensor) if self.then else tensor
@@ -123,11 +124,7 @@ class Resample:
         sides = [axis.old for axis in self.axes]
         for i, axis in enumerate(self.axes):
             before, after = math.prod(lead + sides[:i]), math.prod(sides[i + 1 :] + rest)
-            matrix = axis.matrix().to(tensor.device)
-            if after == 1:  # one large product in place of many small ones
-                tensor = tensor.reshape(before, axis.old) @ matrix.T
-            else:
-                tensor = matrix @ tensor.reshape(before, axis.old, after)
+            tensor = serial.middle_product(axis.matrix().to(tensor.device), tensor.reshape(before, axis.old, after))
             sides[i] = axis.new
         flat = [self.before * math.prod(sides) * self.after]
         return tensor.reshape(lead[:-1] + flat + rest[1:] if self.flat else lead + sides + rest)

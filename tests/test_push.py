@@ -1,0 +1,206 @@
+"""Pushing to a Hub with huggingface_hub's own client, against a server on the loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import huggingface_hub.constants
+import pytest
+import timm
+import torch
+from huggingface_hub.errors import RepositoryNotFoundError
+
+import timm_resize
+from tests.hub_server import TOKEN, serve
+from tests.oracle import image
+from timm_resize.cli import main
+
+LOAD = """
+import sys
+sys.modules["timm_resize"] = None
+import timm, torch
+torch.set_num_threads(1)
+model = timm.create_model(sys.argv[1], pretrained=True).eval()
+with torch.no_grad():
+    torch.save({"state": model.state_dict(), "output": model(torch.load(sys.argv[2]))}, sys.argv[3])
+"""
+"""Loads as a user without this package does: importing it fails."""
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub that is the only one the client knows, and a cache of its own."""
+    found, server = serve()
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    resolve = "/{repo_id}/resolve/{revision}/{filename}"
+    for name, value in (("ENDPOINT", found.url), ("HUGGINGFACE_CO_URL_TEMPLATE", found.url + resolve), ("HF_HUB_CACHE", str(tmp_path / "cache")),
+                        ("HF_HUB_DISABLE_XET", True)):  # fmt: skip
+        monkeypatch.setattr(huggingface_hub.constants, name, value)
+    yield found
+    server.shutdown()
+    server.server_close()
+
+
+def build(name="vit_tiny_patch16_224", size=(96, 160), **kwargs):
+    kwargs = kwargs or {"depth": 1, "num_classes": 3}
+    return timm_resize.create_model(name, img_size=size, **kwargs).eval()
+
+
+def files(hub, branch="main"):
+    return hub.repositories["me/model"].branches[branch][-1]
+
+
+def assert_loads(model, source="hf-hub:me/model", **kwargs):
+    again = timm.create_model(source, pretrained=True, **kwargs).eval()
+    assert_same(again.state_dict(), model.state_dict())
+
+
+def assert_same(got, want):
+    assert got.keys() == want.keys()
+    for key, value in want.items():
+        assert torch.equal(got[key], value), key
+
+
+def test_round_trip(hub, tmp_path, capfd):
+    """What was pushed opens from hf-hub:, bit for bit, with the plugin and in a process without it."""
+    model = build()
+    commit = timm_resize.push_to_hub(model, "me/model")
+    assert commit.commit_url.startswith(f"{hub.url}/me/model/commit/")
+    assert "model.safetensors" in capfd.readouterr().err  # the client's own progress bar
+    assert set(files(hub)) == {"model.safetensors", "config.json", "README.md"}
+    assert json.loads(files(hub)["config.json"])["pretrained_cfg"]["input_size"] == [3, 96, 160]
+    with timm_resize.install():
+        assert_loads(model)
+    torch.save(image((96, 160)), tmp_path / "image.pt")
+    env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    run = subprocess.run([sys.executable, "-c", LOAD, "hf-hub:me/model", tmp_path / "image.pt", tmp_path / "seen.pt"],
+                         env=env, capture_output=True, text=True)  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    seen = torch.load(tmp_path / "seen.pt")
+    assert_same(seen["state"], model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(seen["output"], model(image((96, 160))))
+
+
+def test_the_card(hub):
+    """The card says what the model is, how to load it, and what was done to which tensor."""
+    timm_resize.push_to_hub(build(), "me/model")
+    card = files(hub)["README.md"].decode()
+    assert card.startswith("---\nlibrary_name: timm\n")
+    assert 'timm.create_model("hf-hub:me/model", pretrained=True)' in card
+    assert "resized from 224x224 to 96x160" in card
+    assert "| `pos_embed` | 1x197x192 | 1x61x192 | resampled: bicubic antialias |" in card
+
+
+def test_the_card_tells_training_from_resizing(hub):
+    """After training the card no longer says that the tensors are those of the resize."""
+    model = build(size=224)
+    timm_resize.resize_(model, 96)
+    timm_resize.push_to_hub(model, "me/model")
+    assert "still hold what the resize computed" in files(hub)["README.md"].decode()
+    with torch.no_grad():
+        model.pos_embed += 1
+    timm_resize.push_to_hub(model, "me/model", revision="trained")
+    assert "still hold" in files(hub, "trained")["README.md"].decode()  # the card of main, which is not replaced
+    timm_resize.push_to_hub(model, "me/other")
+    card = hub.repositories["me/other"].branches["main"][-1]["README.md"].decode()
+    assert "were trained or changed after the resize" in card
+
+
+def test_files_of_the_owners_stay(hub):
+    """A README.md that is there already is not replaced, and neither is any other file."""
+    timm_resize.push_to_hub(build(), "me/model")
+    files(hub).update({"README.md": b"---\nlicense: mit\n---\nmine", "notes.txt": b"mine too"})
+    timm_resize.push_to_hub(build(size=64), "me/model")
+    assert (files(hub)["README.md"], files(hub)["notes.txt"]) == (b"---\nlicense: mit\n---\nmine", b"mine too")
+    assert json.loads(files(hub)["config.json"])["model_args"]["img_size"] == [64, 64]
+
+
+def test_what_stock_cannot_build(hub):
+    """The card of a size that stock's constructor cannot express gives the plugin's call, and that call works."""
+    model = build("convit_tiny", (192, 256), depth=1, local_up_to_layer=1)
+    timm_resize.push_to_hub(model, "me/model")
+    card = files(hub)["README.md"].decode()
+    assert 'timm_resize.create_model("hf-hub:me/model", pretrained=True, img_size=(192, 256))' in card
+    assert "Stock timm cannot build this size" in card
+    again = timm_resize.create_model("hf-hub:me/model", pretrained=True, img_size=(192, 256))
+    assert_same(again.state_dict(), model.state_dict())
+
+
+def test_private_repositories_and_branches(hub, monkeypatch):
+    """A private model opens with a token and not without; a branch holds another size than main."""
+    timm_resize.push_to_hub(build(), "me/model", private=True)
+    assert hub.repositories["me/model"].private
+    before, large = files(hub), build(size=128)
+    timm_resize.push_to_hub(large, "me/model", revision="large")
+    assert files(hub) == before
+    assert_loads(large, "hf-hub:me/model@large")
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(RepositoryNotFoundError):
+        timm.create_model("hf-hub:me/model", pretrained=True, cache_dir="elsewhere")
+
+
+@pytest.mark.parametrize(("method", "path", "fault"), [
+    ("PUT", "upload/", 403), ("PUT", "upload/", "drop"), ("POST", "commit/", 413), ("POST", "commit/", 503),
+    ("POST", "batch", 403), ("POST", "preupload", 403), ("POST", "repos/create", 403), ("POST", "validate-yaml", 400),
+])  # fmt: skip
+def test_an_upload_that_breaks(hub, method, path, fault):
+    """Whatever breaks on the way, the repository is at its last commit or at the new one, whole; again works."""
+    timm_resize.push_to_hub(build(), "me/model")
+    del files(hub)["README.md"]  # so that a card is sent again
+    before, model = files(hub), build(size=64)
+    hub.faults.append((method, path, fault))
+    try:
+        timm_resize.push_to_hub(model, "me/model")
+        assert_loads(model)
+    except Exception:  # whatever the client raises
+        assert files(hub) == before
+    assert hub.faults == []
+    timm_resize.push_to_hub(model, "me/model")
+    assert_loads(model)
+
+
+def test_a_download_that_is_cut(hub):
+    """Half a weights file is an error or is fetched again, never a model of half the weights."""
+    model = build()
+    timm_resize.push_to_hub(model, "me/model")
+    hub.faults.append(("GET", "model.safetensors", "cut"))
+    with timm_resize.install():
+        try:
+            assert_loads(model)
+        except AssertionError:
+            raise
+        except Exception:  # whatever the client raises
+            assert_loads(model)
+    assert hub.faults == []
+
+
+def test_nothing_is_uploaded_of_what_cannot_be_saved(hub):
+    """A model that has no config is refused before the repository is made."""
+    with pytest.raises(timm_resize.UnsupportedModelError):
+        timm_resize.push_to_hub(timm.create_model("resnet18", features_only=True), "me/model")
+    assert hub.requests == []
+
+
+def test_the_command_line(hub, capsys, monkeypatch):
+    """`timm-resize push` uploads, and tells in one line what the Hub refused."""
+    args = [
+        "push",
+        "vit_tiny_patch16_224",
+        "--no-pretrained",
+        "--img-size",
+        "96",
+        "--model-kwargs",
+        "depth=1",
+        "--repo",
+    ]
+    assert main([*args, "me/model"]) == 0
+    assert f"pushed {hub.url}/me/model/commit/" in capsys.readouterr().out
+    monkeypatch.setenv("HF_TOKEN", "wrong")
+    assert main([*args, "me/other"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("timm-resize: error: push: --repo=me/other:")
+    assert "hf auth login" in error

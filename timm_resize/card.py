@@ -1,0 +1,90 @@
+"""The model card of a resized model: how to load it, where its weights come from, and what was done to them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from timm_resize.apply import CHAIN, _untouched, apply_plan
+from timm_resize.checkpoint import meta_twin
+from timm_resize.errors import ResizeError
+from timm_resize.geometry import Size, parse_size, text
+from timm_resize.locate import current_size, find_model
+from timm_resize.plan import ResizePlan
+from timm_resize.planner import make_request, plan_request
+
+
+def model_card(model: nn.Module, name: str, *, source: str, misfit: str | None = None) -> str:
+    """Return a model card (Markdown with the Hub's metadata) for a model at its present size.
+
+    Args:
+        model: A timm model, or something that holds exactly one.
+        name: Title of the card.
+        source: What `create_model` is given to load it: "hf-hub:me/model" or "local-dir:folder".
+        misfit: Why stock timm cannot use it, as `hub.stock_misfit` says; None when it can.
+    """
+    from timm_resize import __version__
+
+    root = find_model(model)
+    config: dict[str, Any] = getattr(root, "pretrained_cfg", None) or {}
+    size = current_size(root)
+    plan = since_source(root)
+    front = ["library_name: timm", "tags:", "- image-classification", "- timm", "- timm_resize"]
+    if config.get("license"):
+        front.append(f"license: {config['license']}")
+    if str(config.get("hf_hub_id", "")).count("/") == 1:
+        front.append(f"base_model: {config['hf_hub_id']}")
+    architecture = ".".join(filter(None, (config.get("architecture"), config.get("tag"))))
+    at = f" at {text(size)} pixels (height x width)" if size else ""
+    lines = ["---", *front, "---", f"# {name}", "", f"`{architecture}`{at}.", "", "## Load it", "", "```python",
+             *_code(source, size, misfit), "```", ""]  # fmt: skip
+    if misfit:
+        lines += [f"Stock timm cannot build this size ({misfit}), so it takes the plugin.", ""]
+    lines += ["## Where the weights come from", "", *_provenance(root, config, plan), ""]
+    versions = f"timm_resize {__version__}, timm {timm.__version__}, torch {torch.__version__.split('+')[0]}"
+    return "\n".join([*lines, f"Made with {versions}.", ""])
+
+
+def _code(source: str, size: Size | None, misfit: str | None) -> list[str]:
+    if misfit is None:
+        return ["import timm", "", f'model = timm.create_model("{source}", pretrained=True)']
+    return ["import timm_resize", "", f'model = timm_resize.create_model("{source}", pretrained=True, img_size={size})']
+
+
+def _provenance(root: nn.Module, config: dict[str, Any], plan: ResizePlan | None) -> list[str]:
+    at = config.get("hf_hub_id") or config.get("url") or config.get("file") or "random weights, or weights of your own"
+    if plan is None or plan.old_size is None or not plan:
+        return [f"Checkpoint: {at}, at its own size."]
+    lines = [f"Checkpoint: {at}, resized from {text(plan.old_size)} to {text(plan.new_size)}.", ""]
+    if not plan.tensors:
+        return [*lines, "No tensor depends on the size."]
+    lines += ["| tensor | from | to | method |", "| --- | --- | --- | --- |"]
+    for change in plan.tensors:
+        old, new = ("x".join(map(str, shape)) if shape else "-" for shape in (change.old, change.new))
+        lines.append(f"| `{change.key}` | {old} | {new} | {change.action} |")
+    kept = "still hold what the resize computed" if untouched(root) else "were trained or changed after the resize"
+    return [*lines, "", f"The resampled tensors {kept}; all others are as loaded or trained."]
+
+
+def since_source(root: nn.Module) -> ResizePlan | None:
+    """Return the plan from the source checkpoint's size to the present one, None where it cannot be made."""
+    size, config = current_size(root), getattr(root, "pretrained_cfg", None) or {}
+    if size is None or not config.get("input_size"):
+        return None
+    twin = meta_twin(root)
+    try:
+        source = parse_size(tuple(config["input_size"][1:]), "input_size", type(root).__name__)
+        apply_plan(twin, plan_request(twin, make_request(type(root).__name__, source)))
+        return plan_request(twin, make_request(type(root).__name__, size))
+    except (ResizeError, ValueError):
+        return None
+
+
+def untouched(root: nn.Module) -> bool:
+    """Whether every resampled tensor still holds the bits that the resize wrote."""
+    state = dict(root.named_parameters())
+    links = getattr(root, CHAIN, {})
+    return all(key in state and _untouched(link["applied"], state[key]) for key, link in links.items())

@@ -1,0 +1,127 @@
+"""Work too small to share between threads, done in pieces that torch does not share.
+
+Torch wakes its threads from 32768 elements on, and MKL for products of about 100 000 multiplications. Where the cores
+are busy, waiting until all threads have come and gone takes milliseconds; the work itself, mostly microseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ELEMENTS = 32767
+"""Elements up to which torch runs an elementwise operation in the calling thread."""
+
+PRODUCTS = 65536
+"""Multiplications up to which a matrix product stays in the calling thread."""
+
+PIECES = 512
+"""Most pieces that are worth their overhead; more work than that is shared."""
+
+
+def copy_(out: Tensor, source: Tensor) -> Tensor:
+    """As `out.copy_(source)` for tensors of one shape; returns `out`."""
+    flat = out.is_contiguous() and source.is_contiguous()
+    to, of = (out.view(-1), source.view(-1)) if flat else (out, source)
+    if not (step := _rows(to)):
+        return out.copy_(source)
+    for a, b in zip(to.split(step), of.split(step), strict=True):
+        a.copy_(b)
+    return out
+
+
+def zeros(shape: Sequence[int], **options: Any) -> Tensor:
+    """As `torch.zeros(shape, ...)`."""
+    out = torch.empty(shape, **options)
+    for part in cut(out.view(-1)):
+        part.zero_()
+    return out
+
+
+def added(a: Tensor, b: Tensor) -> Tensor:
+    """As `a + b` for tensors of one dtype, where `b` is broadcast along the first dimension."""
+    out = a.new_empty(torch.broadcast_shapes(a.shape, b.shape))
+    step = _rows(out) or max(len(out), 1)
+    for to, part in zip(out.split(step), a.split(step), strict=True):
+        torch.add(part, b, out=to)
+    return out
+
+
+def cut(tensor: Tensor) -> Sequence[Tensor]:
+    """Return views of a tensor, cut along the first dimension, that cover it."""
+    step = _rows(tensor)
+    return tensor.split(step) if step else (tensor,)
+
+
+def copied(tensor: Tensor) -> Tensor:
+    """Return a contiguous copy."""
+    return copy_(torch.empty_like(tensor, memory_format=torch.contiguous_format), tensor)
+
+
+def converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a contiguous copy of another dtype."""
+    return copy_(tensor.new_empty(tensor.shape, dtype=dtype), tensor)
+
+
+def joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """As `torch.cat(parts, dim)`."""
+    shape, at = list(parts[0].shape), 0
+    shape[dim] = sum(part.shape[dim] for part in parts)
+    out = parts[0].new_empty(shape)
+    for part in parts:
+        if part.numel():
+            copy_(out.narrow(dim, at, part.shape[dim]), part)
+        at += part.shape[dim]
+    return out
+
+
+def equal(a: Tensor, b: Tensor) -> bool:
+    """As `torch.equal(a, b)` for tensors of one shape."""
+    if not (a.is_contiguous() and b.is_contiguous()):
+        return torch.equal(a, b)
+    return all(map(torch.equal, cut(a.view(-1)), cut(b.view(-1))))
+
+
+def middle_product(matrix: Tensor, tensor: Tensor) -> Tensor:
+    """Map the middle axis: (new, old) by (before, old, after) gives (before, new, after)."""
+    (new, old), (before, _, after) = matrix.shape, tensor.shape
+    if after == 1:  # one large product in place of many small ones
+        return _contiguous(_product(matrix, _contiguous(tensor).view(before, old).T).T).unsqueeze(2)
+    if before == 1:
+        return _product(matrix, tensor[0]).unsqueeze(0)
+    if tensor.device.type != "cpu" or before * after * matrix.numel() > PIECES * PRODUCTS:
+        return matrix @ tensor  # a batch of products is shared however small it is
+    if after * matrix.numel() > PRODUCTS:
+        return torch.stack([_product(matrix, one) for one in tensor])
+    columns = _contiguous(tensor.transpose(0, 1)).view(old, -1)
+    return _contiguous(_product(matrix, columns).view(new, before, after).transpose(0, 1))
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Return `a @ b`, in pieces of the columns of `b`."""
+    step = PRODUCTS // a.numel()
+    if not step or not _worth_cutting(a, b.shape[1], step):
+        return a @ b
+    out = a.new_empty(a.shape[0], b.shape[1])
+    for columns, to in zip(b.split(step, 1), out.split(step, 1), strict=True):
+        torch.mm(a, columns, out=to)
+    return out
+
+
+def _contiguous(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_contiguous() else copied(tensor)
+
+
+def _rows(tensor: Tensor) -> int:
+    """Return how many entries of the first dimension make a piece, 0 where the tensor is better left whole."""
+    length = tensor.shape[0] if tensor.dim() else 0
+    step = max(ELEMENTS * length // max(tensor.numel(), 1), 1)
+    return step if _worth_cutting(tensor, length, step) else 0
+
+
+def _worth_cutting(tensor: Tensor, length: int, step: int) -> bool:
+    """Whether cutting `length` by `step` gives more than one piece, but not so many that threads would be faster."""
+    return tensor.device.type == "cpu" and step < length <= PIECES * step
