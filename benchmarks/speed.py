@@ -27,6 +27,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,8 @@ def create(arguments: argparse.Namespace, speed: dict[str, float], folder: Path)
          "extra peak memory / model: ours", "stock")  # fmt: skip
     models = {"vit_tiny_patch16_224": 96} if arguments.quick else CREATE
     for name, other in models.items():
+        if not any(fnmatch(name, pattern) for pattern in arguments.models):
+            continue
         path = folder / f"{name}.safetensors"
         save_file({k: v.contiguous() for k, v in stock_create_model(name).state_dict().items()}, path)
         size = path.stat().st_size
@@ -203,6 +206,8 @@ def resize(arguments: argparse.Namespace, speed: dict[str, float], folder: Path)
     head("Set the input size", "model", "from", "to", "plan, ms", "same size, µs", "ours, ms", "stock, ms", "ratio",
          "limit, ms")  # fmt: skip
     for name in QUICK if arguments.quick else RESIZE:
+        if not any(fnmatch(name, pattern) for pattern in arguments.models):
+            continue
         model = timm.create_model(name).eval()
         old = timm_resize.plan_resize(model).new_size
         wanted = tuple(side * 12 // 7 for side in old)
@@ -319,6 +324,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace, dict[str, float], Path], None]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--models", nargs="+", default=["*"], help="patterns, for the sections create and resize")
     parser.add_argument("--repeat", type=int, default=5, help="measured runs of each")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--quick", action="store_true", help="small models, one run")

@@ -22,7 +22,7 @@ from timm_resize import fast_init
 from timm_resize.registry import handlers
 
 EXAMPLES = {name: dict(kwargs) for h in handlers() for name, kwargs in h.examples.items()}
-FIRST = sorted({min(h.examples) for h in handlers() if h.examples})
+SOME = sorted({min(h.examples) for h in handlers() if h.examples})[::3]
 OTHERS = (
     "cpubone_nano", "csatv2", "cs3darknet_focus_s", "cspnext_tiny", "dla46x_c", "dpn48b", "edgenext_xx_small",
     "efficientvim_m1", "efficientvit_b0", "fasternet_t0", "fastvit_t8", "ghostnet_050", "iformer_t",
@@ -70,9 +70,9 @@ def test_what_is_read_is_what_stock_reads(name, tmp_path):
     assert_same_structure(ours, theirs)
 
 
-@pytest.mark.parametrize("name", FIRST)
+@pytest.mark.parametrize("name", SOME)
 def test_a_checkpoint_path_is_read_as_stock_reads_it(name, tmp_path):
-    """One model per family by `checkpoint_path`, with the plugin in: stock's tensors and buffers."""
+    """A model of every third family by `checkpoint_path`, with the plugin in: stock's tensors and buffers."""
     args = {"num_classes": 3, **EXAMPLES[name]}
     model = redraw_(stock(name, **args))
     path = save(model, tmp_path / "weights.safetensors")

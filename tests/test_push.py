@@ -35,9 +35,13 @@ def hub(tmp_path, monkeypatch):
     """A Hub that is the only one the client knows, and a cache of its own."""
     found, server = serve()
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    resolve = "/{repo_id}/resolve/{revision}/{filename}"
-    for name, value in (("ENDPOINT", found.url), ("HUGGINGFACE_CO_URL_TEMPLATE", found.url + resolve), ("HF_HUB_CACHE", str(tmp_path / "cache")),
-                        ("HF_HUB_DISABLE_XET", True)):  # fmt: skip
+    known = {
+        "ENDPOINT": found.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": found.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(tmp_path / "cache"),
+        "HF_HUB_DISABLE_XET": True,
+    }
+    for name, value in known.items():
         monkeypatch.setattr(huggingface_hub.constants, name, value)
     yield found
     server.shutdown()

@@ -14,7 +14,7 @@ SHAPES = [(), (0, 3), (5,), (70_000,), (3, 40_000), (400, 14, 14), (100_000, 2),
 
 
 def drawn(*shape, dtype=torch.float32):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -63,8 +63,7 @@ def test_parts_are_joined_as_by_cat(dim):
 @pytest.mark.parametrize(("old", "new"), [(14, 24), (24, 14), (197, 577)])
 def test_the_middle_axis_is_mapped_as_by_matmul(before, after, old, new):
     """The product is torch's in float64, to the rounding of sums of 200 terms."""
-    if before * after > 10_000 and old > 100:
-        pytest.skip("large")
+    before = min(before, 20_000 // after)
     matrix, tensor = drawn(new, old, dtype=torch.float64), drawn(before, old, after, dtype=torch.float64)
     got = serial.middle_product(matrix, tensor)
     assert got.is_contiguous()

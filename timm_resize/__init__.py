@@ -17,6 +17,7 @@ from timm_resize.plan import Change, ResizePlan
 from timm_resize.planner import nearest_sizes, plan_resize
 from timm_resize.push import push_to_hub
 from timm_resize.registry import families, register
+from timm_resize.views import MultiSize, at_size
 
 __version__ = "0.1.0"
 
@@ -24,10 +25,12 @@ __all__ = [
     "Change",
     "CheckpointError",
     "InvalidSizeError",
+    "MultiSize",
     "ResizeError",
     "ResizePlan",
     "StalePlanError",
     "UnsupportedModelError",
+    "at_size",
     "create_model",
     "data_config",
     "families",

@@ -284,6 +284,13 @@ def _untouched(applied: Tensor, param: Tensor) -> bool:
     return applied.shape == param.shape and serial.equal(applied.to(param), param.detach())
 
 
+def untouched(root: nn.Module) -> bool:
+    """Whether every resampled tensor of a model still holds the bits that the resize wrote."""
+    state = dict(root.named_parameters())
+    links = getattr(root, CHAIN, {})
+    return all(key in state and _untouched(link["applied"], state[key]) for key, link in links.items())
+
+
 def _like(new: Tensor, param: Tensor) -> Tensor:
     """Return `new` in the parameter's dtype and memory format."""
     channels_last = param.dim() == 4 and not param.is_contiguous() and param.is_contiguous(

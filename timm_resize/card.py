@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import nn
 
-from timm_resize.apply import CHAIN, _untouched, apply_plan
+from timm_resize.apply import apply_plan, untouched
 from timm_resize.checkpoint import meta_twin
 from timm_resize.errors import ResizeError
 from timm_resize.geometry import Size, parse_size, text
@@ -81,10 +81,3 @@ def since_source(root: nn.Module) -> ResizePlan | None:
         return plan_request(twin, make_request(type(root).__name__, size))
     except (ResizeError, ValueError):
         return None
-
-
-def untouched(root: nn.Module) -> bool:
-    """Whether every resampled tensor still holds the bits that the resize wrote."""
-    state = dict(root.named_parameters())
-    links = getattr(root, CHAIN, {})
-    return all(key in state and _untouched(link["applied"], state[key]) for key, link in links.items())

@@ -106,9 +106,9 @@ def _model_entrypoint(model_name: str, *args: Any, **kwargs: Any) -> Callable[..
     create_fn = _stock["model_entrypoint"](model_name, *args, **kwargs)
     pending, _local.pending = getattr(_local, "pending", None), None
     defer, _local.defer = getattr(_local, "defer", None), None
-    if pending is not None:
-        create_fn = functools.partial(_build, create_fn, pending)
-    return functools.partial(defer, create_fn) if defer is not None else create_fn
+    if pending is None:
+        return functools.partial(defer, create_fn) if defer is not None else create_fn
+    return functools.partial(_build_at, create_fn, pending, defer)
 
 
 def _fast_init() -> bool:
@@ -120,6 +120,15 @@ def _fast_init() -> bool:
 def _load_checkpoint(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """As `timm_resize.checkpoint.load_checkpoint`, also for a model whose initial values wait for it."""
     return fast_init.load_held(load_checkpoint, model, *args, **kwargs)
+
+
+def _build_at(create_fn: Callable[..., nn.Module], pending: _Pending, defer: Callable[..., nn.Module] | None, *,
+              pretrained: bool = False, **kwargs: Any) -> nn.Module:  # fmt: skip
+    """Build and resize; a model that is complete is resized as any other, after the deferral has ended."""
+    if pretrained and defer is not None:
+        create_fn = functools.partial(defer, create_fn)
+    build = functools.partial(_build, create_fn, pending)
+    return build(pretrained=pretrained, **kwargs) if pretrained or defer is None else defer(build, **kwargs)
 
 
 def _build(create_fn: Callable[..., nn.Module], pending: _Pending, *, pretrained: bool = False,

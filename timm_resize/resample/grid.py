@@ -92,6 +92,14 @@ class Resample:
         out = self._apply(serial.converted(tensor.detach().to(device), torch.float64))
         return serial.converted(out, tensor.dtype).to(tensor.device)
 
+    def differentiable(self, tensor: Tensor) -> Tensor:
+        """As a call, but part of autograd's graph: gradients go through the map to `tensor`."""
+        self.shape(tensor.shape)
+        if self.is_identity:
+            return tensor
+        device = tensor.device if tensor.device.type in _HAVE_FLOAT64 else torch.device("cpu")
+        return self._apply(tensor.to(device, torch.float64)).to(tensor.device, tensor.dtype)
+
     def second_moment(self, tensor: Tensor) -> Tensor:
         """Map a running mean of squares so that it stays one: non-negative, and no less than the mean squared.
 
@@ -110,7 +118,8 @@ class Resample:
             if self.flat and (self.prefix or self.suffix):
                 sizes = [self.prefix, tensor.shape[self.dim] - self.prefix - self.suffix, self.suffix]
                 head, grid, tail = tensor.split(sizes, self.dim)
-                tensor = serial.joined([head, self._grid(grid), tail], self.dim)
+                parts = [head, self._grid(grid), tail]
+                tensor = torch.cat(parts, self.dim) if _in_graph(tensor) else serial.joined(parts, self.dim)
             else:
                 tensor = self._grid(tensor)
         return self.then._apply(tensor) if self.then else tensor
@@ -124,10 +133,16 @@ class Resample:
         sides = [axis.old for axis in self.axes]
         for i, axis in enumerate(self.axes):
             before, after = math.prod(lead + sides[:i]), math.prod(sides[i + 1 :] + rest)
-            tensor = serial.middle_product(axis.matrix().to(tensor.device), tensor.reshape(before, axis.old, after))
+            matrix, tensor = axis.matrix().to(tensor.device), tensor.reshape(before, axis.old, after)
+            tensor = matrix @ tensor if _in_graph(tensor) else serial.middle_product(matrix, tensor)
             sides[i] = axis.new
         flat = [self.before * math.prod(sides) * self.after]
         return tensor.reshape(lead[:-1] + flat + rest[1:] if self.flat else lead + sides + rest)
+
+
+def _in_graph(tensor: Tensor) -> bool:
+    """Whether autograd follows: then no operation may write to an output of its own choice."""
+    return tensor.requires_grad and torch.is_grad_enabled()
 
 
 _HAVE_FLOAT64 = ("cpu", "cuda")

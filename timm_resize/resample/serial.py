@@ -79,8 +79,8 @@ def joined(parts: Sequence[Tensor], dim: int) -> Tensor:
 
 
 def equal(a: Tensor, b: Tensor) -> bool:
-    """As `torch.equal(a, b)` for tensors of one shape."""
-    if not (a.is_contiguous() and b.is_contiguous()):
+    """As `torch.equal(a, b)`."""
+    if a.shape != b.shape or not (a.is_contiguous() and b.is_contiguous()):
         return torch.equal(a, b)
     return all(map(torch.equal, cut(a.view(-1)), cut(b.view(-1))))
 
