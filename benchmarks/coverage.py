@@ -158,7 +158,8 @@ def sweep(name: str) -> dict[str, Any]:
     row["back"] = attempt(lambda: timm_resize.resize_(model, native))
     try:
         features = timm.create_model(name, features_only=True, device="meta")
-    except Exception:  # whatever the class raises that has no features
+        forward(features, native or (224, 224))
+    except Exception:  # whatever a class raises that has no features, or whose features read values
         features = None
     if features is not None:
         row["features"] = three_ways(name, sizes["wide"], features, features_only=True)[0]

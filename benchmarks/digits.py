@@ -61,7 +61,7 @@ FAMILIES = {
         size=64,
         kwargs={"embed_dim": (48, 64, 96), "key_dim": 16, "num_heads": (3, 4, 6), "depth": (2, 2, 2)},
     ),
-    "mixer": Family("mixer_s32_224", kwargs={"num_blocks": 3, "embed_dim": 64, "patch_size": 4}),
+    "mixer": Family("mixer_s32_224", size=128, kwargs={"mlp_ratio": (0.25, 0.5)}),
     "resnet": Family("resnet18", kwargs={"channels": (16, 32, 64, 128)}),
 }
 

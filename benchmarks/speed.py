@@ -291,8 +291,9 @@ def forward(arguments: argparse.Namespace, speed: dict[str, float], folder: Path
     head("Forward", "model", "size", "resized, ms", "stock's own, ms", "resized / own", "plugin in, ms", "in / out")
     for name in QUICK[:1] if arguments.quick else ("vit_small_patch16_224", "swin_tiny_patch4_window7_224"):
         size = 96 if arguments.quick else 384
-        resized, own = stock_create_model(name).eval(), stock_create_model(name, img_size=size).eval()
+        resized = stock_create_model(name).eval()
         timm_resize.resize_(resized, size)
+        own = stock_create_model(name, **resized._model_args).eval()
         own.load_state_dict(resized.state_dict())
         x = torch.randn(1, 3, size, size)
         with torch.inference_mode():

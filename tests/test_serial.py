@@ -13,6 +13,15 @@ from timm_resize.resample import serial
 SHAPES = [(), (0, 3), (5,), (70_000,), (3, 40_000), (400, 14, 14), (100_000, 2), (1, 577, 96)]
 
 
+@pytest.fixture(autouse=True, params=[1, 2])
+def _threads(request):
+    """Each test with one thread, where nothing is cut, and with two."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
 def drawn(*shape, dtype=torch.float32):
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
 

@@ -17,6 +17,15 @@ from timm_resize.plan import Change, ResizePlan
 from timm_resize.planner import nearest_sizes, plan_resize
 from timm_resize.push import push_to_hub
 from timm_resize.registry import families, register
+from timm_resize.training import (
+    ProgressiveResize,
+    SizeSchedule,
+    freeze_unresized_,
+    param_groups,
+    resize_ddp,
+    resize_optimizer_state_dict,
+    resume_checkpoint,
+)
 from timm_resize.views import MultiSize, at_size
 
 __version__ = "0.1.0"
@@ -26,21 +35,28 @@ __all__ = [
     "CheckpointError",
     "InvalidSizeError",
     "MultiSize",
+    "ProgressiveResize",
     "ResizeError",
     "ResizePlan",
+    "SizeSchedule",
     "StalePlanError",
     "UnsupportedModelError",
     "at_size",
     "create_model",
     "data_config",
     "families",
+    "freeze_unresized_",
     "install",
     "nearest_sizes",
+    "param_groups",
     "plan_resize",
     "push_to_hub",
     "register",
     "resize_",
+    "resize_ddp",
+    "resize_optimizer_state_dict",
     "resize_state_dict",
+    "resume_checkpoint",
     "save_pretrained",
     "uninstall",
 ]

@@ -6,6 +6,7 @@ import copy
 import threading
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -60,6 +61,11 @@ class Transaction:
             param.grad = grad
 
         self._log(do, undo)
+
+    def gradient(self, param: nn.Parameter, new: Tensor | None) -> None:
+        """Set a pending gradient."""
+        old = param.grad
+        self._log(lambda: setattr(param, "grad", new), lambda: setattr(param, "grad", old))
 
     def buffer(self, module: nn.Module, name: str, new: Tensor | None) -> None:
         """Replace a buffer; one that was not there becomes non-persistent."""
@@ -127,7 +133,7 @@ def _reset_accumulator(param: nn.Parameter) -> None:
 _resizing = threading.RLock()
 
 
-def resize_(model: nn.Module, img_size: Any = None, *, optimizer: Any = None, ema: Any = None,
+def resize_(model: nn.Module, img_size: Any = None, *, optimizer: Any = None, ema: Any = None, grad: str = "clear",
             **options: Any) -> ResizePlan:  # fmt: skip
     """Resize `model` in place, and with it the optimizers and EMA copies given.
 
@@ -139,10 +145,13 @@ def resize_(model: nn.Module, img_size: Any = None, *, optimizer: Any = None, em
         img_size: New size in pixels, an int or (H, W), or a plan that `plan_resize` made for this model.
         optimizer: One optimizer or several, whose state follows the weights.
         ema: One EMA copy of the model or several (ModelEmaV2/V3, AveragedModel, or a plain copy).
+        grad: What becomes of pending gradients of tensors that change: "clear", or "resample" by the weight's map,
+            for a resize in the midst of accumulation.
         **options: As for `plan_resize`.
 
     Returns:
-        The plan that was applied; empty when there was nothing to do.
+        The plan that was applied; empty when there was nothing to do. Its notes name optimizer state that could not
+        follow and starts afresh.
 
     Raises:
         InvalidSizeError: The size cannot work.
@@ -157,38 +166,55 @@ def resize_(model: nn.Module, img_size: Any = None, *, optimizer: Any = None, em
         ((256, 256), 14)
     """
     root = find_model(model)
+    if grad not in ("clear", "resample"):
+        raise ResizeError(f"{type(root).__name__}: grad={grad!r} is not known. Use 'clear' or 'resample'.")
     if isinstance(img_size, ResizePlan):
         if options:
             raise ResizeError(f"{type(root).__name__}: a plan takes no further options. Make the plan with them.")
         plan = img_size
     else:
         plan = plan_request(root, make_request(type(root).__name__, img_size, **options))
-    apply_plan(root, plan, optimizer=optimizer, ema=ema, options=options, outer=model)
-    return plan
+    remarks = apply_plan(root, plan, optimizer=optimizer, ema=ema, options=options, outer=model, grad=grad)
+    return replace(plan, notes=(*plan.notes, *remarks)) if remarks else plan
 
 
 def apply_plan(root: nn.Module, plan: ResizePlan, *, optimizer: Any = None, ema: Any = None,
-               options: dict[str, Any] | None = None, outer: nn.Module | None = None) -> None:  # fmt: skip
+               options: dict[str, Any] | None = None, outer: nn.Module | None = None,
+               grad: str = "clear") -> list[str]:  # fmt: skip
     """Compute every new value of `plan`, then write them all, for the model and what follows it.
 
-    `outer` is a wrapper of `root` that may carry a copy of its traits (timm's feature wrappers do).
+    `outer` is a wrapper of `root` that may carry a copy of its traits (timm's feature wrappers do). Returns remarks
+    on what followed the model: state that had to start afresh.
     """
     from timm_resize.training import optimizer_writes
 
     with torch.inference_mode(False), torch.no_grad(), _resizing:
         maps: dict[nn.Parameter, Resample] = {}
+        remarks: list[str] = []
         writes = model_writes(root, plan, maps)
         if outer is not None and outer is not root:
             writes += _outer_writes(outer, plan)
         for copy_ in _several(ema):
             writes += _ema_writes(root, copy_, plan, options or {})
+        names = {} if optimizer is None else {id(p): name for name, p in root.named_parameters()}
         for one in _several(optimizer):
-            writes += optimizer_writes(one, maps)
+            more, said = optimizer_writes(one, maps, names)
+            writes += more
+            remarks += said
+        if grad == "resample":
+            writes += _gradient_writes(maps)
         with Transaction() as transaction:
             for write in writes:
                 write(transaction)
     for text in plan.warnings:
         warnings.warn(f"{plan.model}: {text}", stacklevel=3)
+    return remarks
+
+
+def _gradient_writes(maps: dict[nn.Parameter, Resample]) -> Writes:
+    """Send pending gradients through the maps of their weights, as momentum goes; before, they are still there."""
+    new = {p: how(p.grad) for p, how in maps.items() if p.grad is not None}
+    return [lambda t, p=p, g=g: t.gradient(p, g) for p, g in new.items()]  # type: ignore[misc]
 
 
 def _outer_writes(outer: nn.Module, plan: ResizePlan) -> Writes:

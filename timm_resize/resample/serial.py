@@ -89,10 +89,17 @@ def middle_product(matrix: Tensor, tensor: Tensor) -> Tensor:
     """Map the middle axis: (new, old) by (before, old, after) gives (before, new, after)."""
     (new, old), (before, _, after) = matrix.shape, tensor.shape
     if after == 1:  # one large product in place of many small ones
-        return _contiguous(_product(matrix, _contiguous(tensor).view(before, old).T).T).unsqueeze(2)
+        rows = _contiguous(tensor).view(before, old)
+        step = PRODUCTS // matrix.numel()
+        if not step or not _worth_cutting(tensor, before, step):
+            return (rows @ matrix.T).unsqueeze(2)
+        out = tensor.new_empty(before, new)
+        for part, to in zip(rows.split(step), out.split(step), strict=True):
+            torch.mm(part, matrix.T, out=to)
+        return out.unsqueeze(2)
     if before == 1:
         return _product(matrix, tensor[0]).unsqueeze(0)
-    if tensor.device.type != "cpu" or before * after * matrix.numel() > PIECES * PRODUCTS:
+    if not _threaded(tensor) or before * after * matrix.numel() > PIECES * PRODUCTS:
         return matrix @ tensor  # a batch of products is shared however small it is
     if after * matrix.numel() > PRODUCTS:
         return torch.stack([_product(matrix, one) for one in tensor])
@@ -124,4 +131,9 @@ def _rows(tensor: Tensor) -> int:
 
 def _worth_cutting(tensor: Tensor, length: int, step: int) -> bool:
     """Whether cutting `length` by `step` gives more than one piece, but not so many that threads would be faster."""
-    return tensor.device.type == "cpu" and step < length <= PIECES * step
+    return step < length <= PIECES * step and _threaded(tensor)
+
+
+def _threaded(tensor: Tensor) -> bool:
+    """Whether torch would share the work."""
+    return tensor.device.type == "cpu" and torch.get_num_threads() > 1

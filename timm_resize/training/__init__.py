@@ -1,0 +1,18 @@
+"""What follows a model's weights through a resize while it trains: optimizers, checkpoints, schedules, wrappers."""
+
+from timm_resize.training.distributed import resize_ddp
+from timm_resize.training.groups import freeze_unresized_, param_groups
+from timm_resize.training.optimizer import optimizer_writes, resize_optimizer_state_dict
+from timm_resize.training.resume import resume_checkpoint
+from timm_resize.training.schedule import ProgressiveResize, SizeSchedule
+
+__all__ = [
+    "ProgressiveResize",
+    "SizeSchedule",
+    "freeze_unresized_",
+    "optimizer_writes",
+    "param_groups",
+    "resize_ddp",
+    "resize_optimizer_state_dict",
+    "resume_checkpoint",
+]
