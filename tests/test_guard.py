@@ -7,10 +7,11 @@ import pickle
 import warnings
 
 import pytest
+import timm
 import torch
 
 import timm_resize
-from tests.oracle import first, image, redraw_, stock
+from tests.oracle import assert_same_structure, first, image, redraw_, stock
 from timm_resize.locate import current_size
 from timm_resize.registry import families
 
@@ -137,3 +138,20 @@ def test_a_lenient_vision_transformer():
     timm_resize.resize_(model, 256)
     with pytest.raises(timm_resize.InvalidSizeError, match=r"img_size=\(256, 256\) is set, and the input is 128x512"):
         model(image((128, 512)))
+
+
+@pytest.mark.parametrize("name", SILENT)
+def test_models_of_the_plugins_are_guarded_from_the_start(name):
+    """While the plugin is installed a model built without a size refuses what it would get wrong; stock's tensors."""
+    with timm_resize.install():
+        torch.manual_seed(0)
+        ours = timm.create_model(name, **EXAMPLES[name]).eval()
+    torch.manual_seed(0)
+    theirs = stock(name, **EXAMPLES[name])
+    assert_same_structure(ours, theirs)
+    size = SILENT[name]
+    with torch.inference_mode():
+        x = image(current_size(ours))
+        torch.testing.assert_close(first(ours(x)), first(theirs(x)))
+        with pytest.raises(timm_resize.InvalidSizeError, match="is set, and the input is"):
+            ours(image(size))

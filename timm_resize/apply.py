@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from timm_resize.errors import ResizeError
 from timm_resize.guard import GUARD, HOOK, check_input_size
-from timm_resize.locate import SIZE_TRAITS, find_model
+from timm_resize.locate import SIZE_TRAITS, current_size, find_model, model_handler
 from timm_resize.plan import MISSING, Change, Rebuild, Reinitialise, ResizePlan, shape_of, submodule
 from timm_resize.planner import make_request, plan_request
 from timm_resize.resample import Resample, serial
@@ -215,6 +215,20 @@ def _gradient_writes(maps: dict[nn.Parameter, Resample]) -> Writes:
     """Send pending gradients through the maps of their weights, as momentum goes; before, they are still there."""
     new = {p: how(p.grad) for p, how in maps.items() if p.grad is not None}
     return [lambda t, p=p, g=g: t.gradient(p, g) for p, g in new.items()]  # type: ignore[misc]
+
+
+def guard_(root: nn.Module) -> None:
+    """Give a model its guard for the size it is at, where its family has one; nothing else changes."""
+    handler = model_handler(root)
+    if handler is None or not handler.guarded:
+        return
+    try:
+        plan = plan_request(root, make_request(type(root).__name__, current_size(root), constructing=True))
+    except ResizeError:  # a configuration of the user's own that we know nothing of: as stock
+        return
+    guards = tuple(change for change in plan if change.name == GUARD)
+    if guards:
+        apply_plan(root, replace(plan, changes=guards, warnings=()))
 
 
 def _outer_writes(outer: nn.Module, plan: ResizePlan) -> Writes:

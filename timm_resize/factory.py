@@ -28,7 +28,7 @@ from timm.models import _builder, _factory, _features
 from torch import nn
 
 from timm_resize import data, fast_init
-from timm_resize.apply import apply_plan, resize_
+from timm_resize.apply import apply_plan, guard_, resize_
 from timm_resize.checkpoint import load_checkpoint, source_geometry
 from timm_resize.errors import ResizeError, UnsupportedModelError, near_names
 from timm_resize.locate import find_model, model_handler
@@ -107,7 +107,7 @@ def _model_entrypoint(model_name: str, *args: Any, **kwargs: Any) -> Callable[..
     pending, _local.pending = getattr(_local, "pending", None), None
     defer, _local.defer = getattr(_local, "defer", None), None
     if pending is None:
-        return functools.partial(defer, create_fn) if defer is not None else create_fn
+        return functools.partial(_build_native, create_fn if defer is None else functools.partial(defer, create_fn))
     return functools.partial(_build_at, create_fn, pending, defer)
 
 
@@ -120,6 +120,13 @@ def _fast_init() -> bool:
 def _load_checkpoint(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """As `timm_resize.checkpoint.load_checkpoint`, also for a model whose initial values wait for it."""
     return fast_init.load_held(load_checkpoint, model, *args, **kwargs)
+
+
+def _build_native(create_fn: Callable[..., nn.Module], **kwargs: Any) -> nn.Module:
+    """Build as stock does; a model that would run silently wrong at another size gets its guard."""
+    model = create_fn(**kwargs)
+    guard_(find_model(model))
+    return model
 
 
 def _build_at(create_fn: Callable[..., nn.Module], pending: _Pending, defer: Callable[..., nn.Module] | None, *,

@@ -32,6 +32,7 @@ class Handler:
         method: How it is carried over, for the same table.
         sizes: Which sizes are valid, for the same table.
         options: Keywords beyond `img_size` that the model's `set_input_size` takes.
+        guarded: Whether the plan may yield `ctx.guard`, so that a model built without a size gets its guard too.
         examples: Small registered models of this class, one per distinct configuration, with keywords that make
             them smaller still; tests and docs run them.
     """
@@ -42,6 +43,7 @@ class Handler:
     method: str = ""
     sizes: str = ""
     options: tuple[str, ...] = ()
+    guarded: bool = False
     examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
 
     @property
@@ -75,6 +77,7 @@ def register(
     method: str = "",
     sizes: str = "any",
     options: tuple[str, ...] = (),
+    guarded: bool = False,
     examples: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Callable[[F], F]:
     """Register a handler for one or more module classes, layers or whole models.
@@ -90,6 +93,7 @@ def register(
         method: How it is carried over.
         sizes: Which sizes are valid.
         options: Keywords that `set_input_size` takes beyond `img_size`.
+        guarded: Whether the handler yields `ctx.guard`.
         examples: Small registered models of this class and keywords that shrink them, for tests and docs.
 
     Raises:
@@ -104,7 +108,7 @@ def register(
             if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
                 raise ResizeError(f"register: {cls!r} is not a torch.nn.Module class. Use @register(MyLayer).")
             with _lock:
-                _handlers[cls] = Handler(cls, plan, state, method, sizes, tuple(options), dict(examples or {}))
+                _handlers[cls] = Handler(cls, plan, state, method, sizes, tuple(options), guarded, dict(examples or {}))
         return plan
 
     return wrap

@@ -59,7 +59,8 @@ def model_counts() -> Counter[type]:
 
 def _handlers_in(module: str) -> list[Handler]:
     source = f"timm.models.{module}"
-    classes = [c for c in vars(sys.modules[source]).values() if isinstance(c, type) and issubclass(c, nn.Module)]
+    found_there = vars(sys.modules[source]) if source in sys.modules else {}  # a model registered from elsewhere
+    classes = [c for c in found_there.values() if isinstance(c, type) and issubclass(c, nn.Module)]
     models = [c for c in classes if hasattr(c, "reset_classifier")]
     own = [c for c in models if c.__module__ == source] or models
     found = {h.cls: h for c in own if (h := handler_for(c)) is not None}

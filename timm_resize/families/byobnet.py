@@ -44,6 +44,7 @@ _NARROW: dict[str, Any] = {"width_factor": 0.25}
     state="height_rel, width_rel of bottleneck attention; pos_emb of lambda layers; pos_embed of an attention pool",
     method="linear, corner to corner; lambda tables scaled by M/M'; the pool's bicubic antialias",
     sizes="where both branches of every block agree, and maps divide into the blocks of halo and bilinear attention",
+    guarded=True,
     examples={
         "resnet32ts": _NARROW,
         "repvgg_a0": _NARROW,

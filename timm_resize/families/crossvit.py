@@ -24,6 +24,7 @@ _SMALL: dict[str, Any] = {"depth": [[1, 1, 0]], "embed_dim": [32, 64], "num_head
     state="pos_embed_0, pos_embed_1 (1, 1 + h*w, dim), img_size_scaled",
     method="bicubic antialias; class token kept",
     sizes="any that gives each branch a patch; only multiples of 12 reach branch 0 unscaled, others warned of",
+    guarded=True,
     examples={"crossvit_9_240": _SMALL, "crossvit_9_dagger_240": _SMALL, "crossvit_15_dagger_408": _SMALL},
 )
 def plan_crossvit(model: CrossVit, ctx: Context) -> Changes:

@@ -24,6 +24,7 @@ from timm_resize.resample import AxisMap, Resample
     state="pos_embed (1, h*w, dim); token grids of the unroll and reroll steps",
     method="mean over mask units tiled, the residual bicubic antialias",
     sizes="token grid (a quarter, rounded up) in whole mask units of 8x8",
+    guarded=True,
     examples={
         "hiera_tiny_224": {"stages": (1, 1, 1, 1), "embed_dim": 32},
         "hiera_small_abswin_256": {"stages": (1, 1, 1, 1), "embed_dim": 32},

@@ -22,6 +22,7 @@ _SMALL: dict[str, Any] = dict(embed_dim=(32, 48, 64), key_dim=8, num_heads=(2, 3
     state="attention_biases (heads, h*w) over |offset|, attention_bias_idxs",
     method="bicubic over mirrored offsets, first and last pinned",
     sizes="any, from 1 pixel: stem and stages round up",
+    guarded=True,
     examples={
         "levit_128s": {"depth": (1, 1, 1)},
         "levit_512": _SMALL,

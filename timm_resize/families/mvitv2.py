@@ -23,6 +23,7 @@ from timm_resize.resample.positions import sample_matrix
     state="rel_pos_h, rel_pos_w (2*max(query, key) - 1, dim) per block",
     method="linear in the offset as a share of the image, offset 0 kept at its row",
     sizes="any, square or not",
+    guarded=True,
     examples={
         "mvitv2_tiny": {},
         "mvitv2_small_cls": {},

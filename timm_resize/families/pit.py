@@ -22,6 +22,7 @@ from timm_resize.resample.positions import sample_matrix
     state="pos_embed (1, dim, h, w)",
     method="bicubic antialias at the centres of the overlapping patches",
     sizes="at least one patch; pixels past the last patch are dropped, with a warning",
+    guarded=True,
     examples={
         "pit_ti_224": {"depth": (1, 1, 1)},
         "pit_ti_distilled_224": {"depth": (1, 1, 1)},

@@ -17,6 +17,7 @@ from timm_resize.registry import register
     method="bicubic antialias; prefix tokens kept",
     sizes="at least one patch; pixels past the last patch are dropped, with a warning",
     options=("patch_size",),
+    guarded=True,
     examples={
         "vit_tiny_patch16_224": {"depth": 2},
         "deit_tiny_distilled_patch16_224": {"depth": 1},

@@ -14,6 +14,7 @@ from timm_resize.registry import register
     state="pos_embed (1, h, w, dim)",
     method="bicubic antialias",
     sizes="at least 16; dropped pixels warned of",
+    guarded=True,
     examples={"volo_d1_224": {"mlp_ratio": 0.25, "stem_hidden_dim": 8}},
 )
 def plan_volo(model: VOLO, ctx: Context) -> Changes:
