@@ -38,12 +38,21 @@ def test_follows_a_resize(name):
 def test_what_the_caller_asks_for_holds():
     """Explicit sizes, channels and means win, as in stock."""
     model = timm_resize.create_model("resnet18", img_size=96)
+    assert timm_resize.data_config(model, in_chans=1, crop_pct=0.5)["input_size"] == (1, 96, 96)
     with timm_resize.install():
         assert resolve_data_config({"input_size": (3, 64, 64)}, model=model)["input_size"] == (3, 64, 64)
         assert resolve_data_config({"img_size": 128}, model=model)["input_size"] == (3, 128, 128)
         assert resolve_data_config({"in_chans": 1}, model=model)["input_size"] == (1, 96, 96)
         assert resolve_data_config({"mean": (0.1, 0.2, 0.3)}, model=model)["mean"] == (0.1, 0.2, 0.3)
         assert resolve_data_config({}, pretrained_cfg={"input_size": (3, 8, 8)})["input_size"] == (3, 8, 8)
+
+
+def test_what_stock_built_has_stocks_answer():
+    """A size that stock's own constructor took is not a resize: timm's function says what it says in stock."""
+    with timm_resize.install():
+        model = timm.create_model("vit_tiny_patch16_224", img_size=96, depth=1)
+        assert resolve_data_config({}, model=model)["input_size"] == (3, 224, 224)
+    assert timm_resize.data_config(model)["input_size"] == (3, 96, 96)
 
 
 def test_the_transform_makes_images_of_the_size():

@@ -290,7 +290,7 @@ def model_writes(root: nn.Module, plan: ResizePlan, maps: dict[nn.Parameter, Res
             if change.name == GUARD:
                 hooks = module._forward_pre_hooks
                 writes.append(lambda t, h=hooks: t.item(h, HOOK, check_input_size))  # type: ignore[misc]
-    if maps:
+    if any(change.name != GUARD for change in plan):  # also without a tensor: it tells that the model was resized
         writes.append(lambda t: t.attribute(root, CHAIN, chain))
     return writes
 

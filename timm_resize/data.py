@@ -8,6 +8,7 @@ from typing import Any
 from timm.data import config as _config
 from torch import nn
 
+from timm_resize.apply import CHAIN
 from timm_resize.errors import ResizeError
 from timm_resize.locate import current_size, find_model
 
@@ -32,7 +33,12 @@ def data_config(model: nn.Module, **args: Any) -> dict[str, Any]:
         >>> timm_resize.data_config(model)["input_size"]
         (3, 192, 256)
     """
-    return resolve_data_config(args, model=find_model(model))
+    root = find_model(model)
+    channels = (getattr(root, "pretrained_cfg", None) or {}).get("input_size", (3,))[0]
+    size = current_size(root)
+    if size is not None and args.get("img_size") is None:
+        args = {"input_size": (args.get("in_chans") or args.get("chans") or channels, *size), **args}
+    return _stock_resolve(args, None, root)
 
 
 def resolve_data_config(args: Any = None, pretrained_cfg: Any = None, model: Any = None, use_test_size: bool = False,
@@ -52,7 +58,10 @@ def resolve_data_config(args: Any = None, pretrained_cfg: Any = None, model: Any
 
 
 def _resized(model: Any) -> Any:
-    """Return the model's size where it is not the one of its source checkpoint, else None."""
+    """Return the size of a model that was resized, None where that is the source checkpoint's, or no resize was.
+
+    A model that stock's constructor built at a size is not resized; stock's answer for it is the source's size.
+    """
     if not isinstance(model, nn.Module):
         return None
     try:
@@ -60,6 +69,8 @@ def _resized(model: Any) -> Any:
     except ResizeError:  # distributed, scripted: the model inside knows its size, but not as one of ours
         return None
     size, config = current_size(root), getattr(root, "pretrained_cfg", None) or {}
+    if not hasattr(root, CHAIN):
+        return None
     return None if size == tuple((config.get("input_size") or (0, 0, 0))[1:]) else size
 
 

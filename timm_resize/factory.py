@@ -19,7 +19,7 @@ import threading
 import types
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ from torch import nn
 from timm_resize import data, fast_init
 from timm_resize.apply import apply_plan, guard_, resize_
 from timm_resize.checkpoint import load_checkpoint, source_geometry
-from timm_resize.errors import ResizeError, UnsupportedModelError, near_names
+from timm_resize.errors import ResizeError, UnsupportedModelError, unknown_model
 from timm_resize.locate import find_model, model_handler
 from timm_resize.planner import make_request, plan_request
 from timm_resize.registry import is_model_class
@@ -80,7 +80,7 @@ def _resolve_model_source(model_name: str, pretrained_cfg: Any, kwargs: dict[str
     try:
         name, cfg, merged = _stock["_resolve_model_source"](model_name, pretrained_cfg, kwargs, cache_dir)
     except RuntimeError as error:
-        raise _with_near_names(error, model_name) from None
+        raise unknown_model(error, model_name) from None
     if "img_size" in wanted:
         saved = merged.get("pretrained_model_args") or {}
         _local.pending = _Pending(wanted, {k: saved[k] for k in GEOMETRY if k in saved}, own)
@@ -89,16 +89,6 @@ def _resolve_model_source(model_name: str, pretrained_cfg: Any, kwargs: dict[str
         loads = frame.f_globals["load_checkpoint"] is _load_checkpoint and bool(frame.f_locals["checkpoint_path"])
         _local.defer = functools.partial(fast_init.build, loads_after=loads)
     return name, cfg, merged
-
-
-def _with_near_names(error: RuntimeError, model_name: str) -> RuntimeError:
-    """Add the nearest registered names to timm's 'Unknown model'."""
-    from timm.models import list_models
-
-    near = near_names(model_name.partition(".")[0], list_models())
-    if not str(error).startswith("Unknown model") or not near:
-        return error
-    return RuntimeError(f"{error}. Near names: {near}.")
 
 
 def _model_entrypoint(model_name: str, *args: Any, **kwargs: Any) -> Callable[..., nn.Module]:
@@ -142,9 +132,7 @@ def _build(create_fn: Callable[..., nn.Module], pending: _Pending, *, pretrained
            **kwargs: Any) -> nn.Module:  # fmt: skip
     """Build at the checkpoint's size, load, then resize; without weights, let stock draw them at the size."""
     if pretrained:
-        with _loading(pending.wanted):
-            model = create_fn(pretrained=True, **pending.saved, **kwargs)
-        options = {k: v for k, v in pending.wanted.items() if k != "img_size"}
+        model, options = _build_loaded(create_fn, pending, kwargs)
     else:
         model, options = _build_random(create_fn, pending, kwargs)
     img_size = pending.wanted["img_size"]
@@ -161,7 +149,7 @@ def _build(create_fn: Callable[..., nn.Module], pending: _Pending, *, pretrained
     named = inspect.signature(handler.cls if handler else type(root)).parameters
     recorded = {k: v for k, v in pending.wanted.items() if k in named}
     if recorded:
-        model._model_args = {**getattr(model, "_model_args", {}), **recorded}  # type: ignore[assignment]
+        model._model_args = {**getattr(model, "_model_args", {}), **recorded}
     _ensure_method(type(model))
     return model
 
@@ -212,6 +200,18 @@ def _filter_at_source(filter_fn: Any, target: dict[str, Any], state_dict: Any, m
         return filter_fn(state_dict, model)
     except TypeError:  # as stock: filters of one argument
         return filter_fn(state_dict)
+
+
+def _build_loaded(create_fn: Callable[..., nn.Module], pending: _Pending, kwargs: dict[str, Any]) -> Any:
+    """Return a model with its weights at the checkpoint's size, and the geometry that is still to be set."""
+    try:
+        with _loading(pending.wanted):
+            model = create_fn(pretrained=True, **pending.saved, **kwargs)
+    except RuntimeError:  # weights of another layout, which stock's filter fits to the geometry asked for
+        with suppress(Exception):  # stock cannot either: the first error says what is wrong
+            return create_fn(pretrained=True, **{**pending.saved, **pending.wanted}, **kwargs), {}
+        raise
+    return model, {k: v for k, v in pending.wanted.items() if k != "img_size"}
 
 
 def _build_random(create_fn: Callable[..., nn.Module], pending: _Pending, kwargs: dict[str, Any]) -> Any:
