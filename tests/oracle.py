@@ -12,7 +12,8 @@ from torch import nn
 import timm_resize
 from timm_resize.factory import _stock_create_model as stock_create_model
 
-SKIPPED = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_resize_chain", "pretrained_cfg",
+SKIPPED = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_resize_chain", "_resize_history",
+           "pretrained_cfg",
            "default_cfg", "pretrained_model_args", "_model_args", "_traits", "attention_bias_cache",
            "input_guard"}  # fmt: skip
 """Module internals compared on their own, our record of originals, source descriptions, caches, our guard."""

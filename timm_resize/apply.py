@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import threading
 import warnings
 from collections.abc import Callable
@@ -13,18 +14,14 @@ import torch
 from timm.models import FeatureInfo
 from torch import Tensor, nn
 
+from timm_resize.buffers import new_buffers, own, set_attribute
 from timm_resize.errors import ResizeError
 from timm_resize.guard import GUARD, HOOK, check_input_size
+from timm_resize.history import CHAIN, HISTORY, adopted, checkpoint_file, checkpoint_name, extended
 from timm_resize.locate import SIZE_TRAITS, current_size, find_model, model_handler
-from timm_resize.plan import MISSING, Change, Rebuild, Reinitialise, ResizePlan, shape_of, submodule
+from timm_resize.plan import MISSING, Change, ResizePlan, submodule
 from timm_resize.planner import make_request, plan_request
 from timm_resize.resample import Resample, serial
-
-CHAIN = "_resize_chain"
-"""Attribute of a resized model: per resampled tensor the original, where it lived, and what was written.
-
-Plain dicts, tuples and tensors, so that a resized model unpickles where this package is not installed.
-"""
 
 Writes = list[Callable[["Transaction"], None]]
 
@@ -90,7 +87,7 @@ class Transaction:
     def attribute(self, owner: Any, name: str, new: Any) -> None:
         """Set an attribute; `MISSING` deletes it."""
         old = type(owner) if name == "__class__" else owner.__dict__.get(name, MISSING)
-        self._log(lambda: _set(owner, name, new), lambda: _set(owner, name, old))
+        self._log(lambda: set_attribute(owner, name, new), lambda: set_attribute(owner, name, old))
 
     def item(self, mapping: Any, key: Any, new: Any) -> None:
         """Set an entry of a dict, e.g. of an optimizer's state; `MISSING` deletes it."""
@@ -105,13 +102,6 @@ class Transaction:
 def _write(do: Callable[[], None]) -> None:
     """Perform one write. Every write of this package passes here."""
     do()
-
-
-def _set(owner: Any, name: str, value: Any) -> None:
-    if value is MISSING:
-        owner.__dict__.pop(name, None)
-    else:
-        setattr(owner, name, value)
 
 
 def _set_item(mapping: Any, key: Any, value: Any) -> None:
@@ -270,40 +260,49 @@ def _ema_writes(root: nn.Module, ema: nn.Module, plan: ResizePlan, options: dict
 def model_writes(root: nn.Module, plan: ResizePlan, maps: dict[nn.Parameter, Resample]) -> Writes:
     """Compute the plan's values for `root`; return the writes, and in `maps` the map of each parameter."""
     plan.check(root)
-    chain = dict(getattr(root, CHAIN, {}))
-    buffers = _buffers(root, plan)
+    chain, changed = dict(getattr(root, CHAIN, {})), list[str]()
+    buffers = new_buffers(root, plan)
     writes: Writes = []
     for change in plan:
         module = submodule(root, change.path)
         if change.kind == "parameter" and isinstance(change.how, Resample):
             param = module._parameters[change.name]
             assert param is not None
-            new = _chained(param, change, chain)
+            new = _chained(param, change, chain, changed)
             maps[param] = change.how
             writes.append(lambda t, p=param, n=new: t.parameter(p, n))  # type: ignore[misc]
         elif change.kind == "buffer":
             value = buffers[change.key]
             writes.append(lambda t, m=module, n=change.name, v=value: t.buffer(m, n, v))  # type: ignore[misc]
         else:
-            value = _own(change.new)
+            value = own(change.new)
             writes.append(lambda t, m=module, n=change.name, v=value: t.attribute(m, n, v))  # type: ignore[misc]
             if change.name == GUARD:
                 hooks = module._forward_pre_hooks
                 writes.append(lambda t, h=hooks: t.item(h, HOOK, check_input_size))  # type: ignore[misc]
     if any(change.name != GUARD for change in plan):  # also without a tensor: it tells that the model was resized
+        events = extended(getattr(root, HISTORY, ()), plan, changed)
         writes.append(lambda t: t.attribute(root, CHAIN, chain))
+        writes.append(lambda t: t.attribute(root, HISTORY, events))
     return writes
 
 
-def _own(value: Any) -> Any:
-    """Return a copy that nobody else holds; plain numbers, and tuples of them, need none."""
-    flat = value if type(value) is tuple else (value,)
-    if all(v is None or type(v) in (int, bool, float, str) for v in flat):
-        return value
-    return copy.deepcopy(value)
+def adopt_(root: nn.Module, path: str | None = None, plan: ResizePlan | None = None) -> None:
+    """Start the history of a model that was just loaded: from a file, by default that of its `pretrained_cfg`.
+
+    What its tensors were before, random values or others, is forgotten. `plan` is what the file's tensors went
+    through.
+    """
+    config: dict[str, Any] = getattr(root, "pretrained_cfg", None) or {}
+    name = os.path.basename(path) if path else checkpoint_name(config) or "?"
+    events = adopted(path or checkpoint_file(config), name)
+    if path and not events:
+        events = ({"checkpoint": name, "img_size": list((plan.old_size if plan else current_size(root)) or ())},)
+    if events or hasattr(root, CHAIN):
+        root._resize_chain, root._resize_history = {}, extended(events, plan) if plan else events  # type: ignore
 
 
-def _chained(param: nn.Parameter, change: Change, chain: dict[str, Any]) -> Tensor:
+def _chained(param: nn.Parameter, change: Change, chain: dict[str, Any], changed: list[str]) -> Tensor:
     """Resample from the tensor's original when nothing touched it since, and update its link in `chain`."""
     how, link = change.how, chain.pop(change.key, None)
     assert isinstance(how, Resample)
@@ -311,6 +310,8 @@ def _chained(param: nn.Parameter, change: Change, chain: dict[str, Any]) -> Tens
     if link is not None and _untouched(link["applied"], param):
         origin, source = link["origin"].to(param.device), link["source"]
         how = how.rebase(source)
+    elif link is not None:
+        changed.append(change.key)
     new = _like(how(origin), param)
     if not how.is_identity:
         kept = serial.copied(origin) if origin.data_ptr() == param.data_ptr() else origin
@@ -324,11 +325,10 @@ def _untouched(applied: Tensor, param: Tensor) -> bool:
     return applied.shape == param.shape and serial.equal(applied.to(param), param.detach())
 
 
-def untouched(root: nn.Module) -> bool:
-    """Whether every resampled tensor of a model still holds the bits that the resize wrote."""
-    state = dict(root.named_parameters())
-    links = getattr(root, CHAIN, {})
-    return all(key in state and _untouched(link["applied"], state[key]) for key, link in links.items())
+def touched(root: nn.Module) -> list[str]:
+    """Return the names of resampled tensors of a model that no longer hold the bits that the resize wrote."""
+    state, links = dict(root.named_parameters()), getattr(root, CHAIN, {})
+    return [key for key, link in links.items() if key not in state or not _untouched(link["applied"], state[key])]
 
 
 def _like(new: Tensor, param: Tensor) -> Tensor:
@@ -336,59 +336,3 @@ def _like(new: Tensor, param: Tensor) -> Tensor:
     channels_last = param.dim() == 4 and not param.is_contiguous() and param.is_contiguous(
         memory_format=torch.channels_last)  # fmt: skip
     return new.to(param.dtype, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-
-
-def _buffers(root: nn.Module, plan: ResizePlan) -> dict[str, Tensor | None]:
-    """Compute every new buffer; equal rebuilds are computed once.
-
-    Those that no state dict holds then share their memory: nothing of stock's writes to one. The others are copied,
-    as files of tensors that share memory cannot be saved.
-    """
-    out: dict[str, Tensor | None] = {}
-    built: dict[Any, Tensor] = {}
-    shadows: dict[str, nn.Module] = {}
-    for change in plan:
-        if change.kind != "buffer":
-            continue
-        if isinstance(change.how, Reinitialise):
-            if change.path not in shadows:
-                shadows[change.path] = _reinitialised(submodule(root, change.path), change.path, plan)
-            out[change.key] = shadows[change.path]._buffers[change.name]
-        elif isinstance(change.how, Rebuild):
-            out[change.key] = _rebuilt(submodule(root, change.path), change, change.how, built)
-        else:
-            out[change.key] = None
-        if shape_of(out[change.key]) != change.new:
-            raise AssertionError(f"{change.key}: {shape_of(out[change.key])} instead of {change.new}")
-    return out
-
-
-def _rebuilt(module: nn.Module, change: Change, how: Rebuild, built: dict[Any, Tensor]) -> Tensor:
-    like: Any = module._buffers.get(change.name)
-    if how.like:
-        path, _, name = how.like.rpartition(".")
-        like = getattr(module.get_submodule(path), name)
-    key = (how.fn, how.args, like.device, like.dtype)
-    if key not in built:
-        built[key] = how.fn(*how.args, device=like.device, dtype=like.dtype)
-    return built[key].detach() if change.name in module._non_persistent_buffers_set else built[key].clone()
-
-
-def _reinitialised(module: nn.Module, path: str, plan: ResizePlan) -> nn.Module:
-    """Return a shallow twin of `module` with its new attributes and freshly initialised buffers."""
-    twin = copy.copy(module)
-    for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
-        twin.__dict__[name] = copy.copy(module.__dict__[name])
-    for name, tensor in module._buffers.items():  # its initialiser refills all, also those that do not change
-        twin._buffers[name] = None if tensor is None else tensor.clone()
-    for change in plan:
-        if change.path != path:
-            continue
-        if change.kind == "attribute":
-            _set(twin, change.name, _own(change.new))
-        elif change.kind == "buffer" and isinstance(change.how, Reinitialise) and change.new is not None:
-            old = module._buffers[change.name]
-            assert old is not None
-            twin._buffers[change.name] = torch.empty(change.new, dtype=old.dtype, device=old.device)
-    twin.init_non_persistent_buffers()  # type: ignore[operator]
-    return twin

@@ -8,10 +8,11 @@ import timm
 import torch
 from torch import nn
 
-from timm_resize.apply import apply_plan, untouched
+from timm_resize.apply import apply_plan, touched
 from timm_resize.checkpoint import meta_twin
 from timm_resize.errors import ResizeError
 from timm_resize.geometry import Size, parse_size, text
+from timm_resize.history import checkpoint_name, history
 from timm_resize.locate import current_size, find_model
 from timm_resize.plan import ResizePlan
 from timm_resize.planner import make_request, plan_request
@@ -55,18 +56,38 @@ def _code(source: str, size: Size | None, misfit: str | None) -> list[str]:
 
 
 def _provenance(root: nn.Module, config: dict[str, Any], plan: ResizePlan | None) -> list[str]:
-    at = config.get("hf_hub_id") or config.get("url") or config.get("file") or "random weights, or weights of your own"
+    at = checkpoint_name(config) or "random weights, or weights of your own"
+    earlier = _earlier(root)
     if plan is None or plan.old_size is None or not plan:
-        return [f"Checkpoint: {at}, at its own size."]
-    lines = [f"Checkpoint: {at}, resized from {text(plan.old_size)} to {text(plan.new_size)}.", ""]
+        return [*earlier, f"Checkpoint: {at}, at its own size."]
+    lines = [*earlier, f"Checkpoint: {at}, resized from {text(plan.old_size)} to {text(plan.new_size)}.", ""]
     if not plan.tensors:
         return [*lines, "No tensor depends on the size."]
     lines += ["| tensor | from | to | method |", "| --- | --- | --- | --- |"]
     for change in plan.tensors:
         old, new = ("x".join(map(str, shape)) if shape else "-" for shape in (change.old, change.new))
         lines.append(f"| `{change.key}` | {old} | {new} | {change.action} |")
-    kept = "still hold what the resize computed" if untouched(root) else "were trained or changed after the resize"
+    kept = "were trained or changed after the resize" if touched(root) else "still hold what the resize computed"
     return [*lines, "", f"The resampled tensors {kept}; all others are as loaded or trained."]
+
+
+def _earlier(root: nn.Module) -> list[str]:
+    """Return what was done before the checkpoint that the model was loaded from, a line an event."""
+    events = history(root, [])
+    starts = [i for i, event in enumerate(events) if "checkpoint" in event]
+    lines = [f"- {_told(event)}" for event in events[: starts[-1]]]
+    return ["Before:", "", *lines, ""] if lines else []
+
+
+def _told(event: dict[str, Any]) -> str:
+    if "checkpoint" in event:
+        at = event["checkpoint"] or "random weights, or weights of its author's own"
+        return f"checkpoint: {at}" + (f", {text(event['img_size'])}" if event.get("img_size") else "")
+    if "resized" in event:
+        old, new = event["resized"]
+        methods = ", ".join(f"`{tensor}` {method}" for tensor, method in event.get("methods", {}).items())
+        return f"resized from {text(old)} to {text(new)}" + (f": {methods}" if methods else "")
+    return "trained or changed: " + ", ".join(f"`{tensor}`" for tensor in event.get("trained", ()))
 
 
 def since_source(root: nn.Module) -> ResizePlan | None:

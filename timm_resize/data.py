@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import types
 from typing import Any
 
 from timm.data import config as _config
 from torch import nn
 
-from timm_resize.apply import CHAIN
 from timm_resize.errors import ResizeError
+from timm_resize.graft import original
+from timm_resize.history import CHAIN
 from timm_resize.locate import current_size, find_model
 
-_stock_code = _config.resolve_data_config.__code__
-_stock_resolve = types.FunctionType(_stock_code, vars(_config), "resolve_data_config",
-                                    _config.resolve_data_config.__defaults__)  # fmt: skip
+_stock_resolve = original(_config.resolve_data_config)
 
 
 def data_config(model: nn.Module, **args: Any) -> dict[str, Any]:
@@ -74,21 +72,8 @@ def _resized(model: Any) -> Any:
     return None if size == tuple((config.get("input_size") or (0, 0, 0))[1:]) else size
 
 
-def _seam(args=None, pretrained_cfg=None, model=None, use_test_size=False, verbose=False):  # type: ignore[no-untyped-def]
+def seam(args=None, pretrained_cfg=None, model=None, use_test_size=False, verbose=False):  # type: ignore
     """Stand in for the body of `timm.data.resolve_data_config`."""
     from timm_resize.data import resolve_data_config
 
     return resolve_data_config(args, pretrained_cfg, model, use_test_size, verbose)
-
-
-def patch() -> None:
-    """Let `timm.data.resolve_data_config` follow resizes, under whatever name it was imported.
-
-    The function stays the same object; its code is exchanged.
-    """
-    _config.resolve_data_config.__code__ = _seam.__code__
-
-
-def unpatch() -> None:
-    """Give `timm.data.resolve_data_config` its own code back."""
-    _config.resolve_data_config.__code__ = _stock_code

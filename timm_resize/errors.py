@@ -22,8 +22,8 @@ class StalePlanError(ResizeError):
     """The model is no longer in the state the plan was made for."""
 
 
-class CheckpointError(ResizeError):
-    """A checkpoint that does not fit the model it is meant for."""
+class CheckpointError(ResizeError, RuntimeError):
+    """A checkpoint that does not fit the model it is meant for; a RuntimeError too, as torch raises there."""
 
 
 def near_names(name: str, known: Iterable[str], limit: int = 3) -> str:

@@ -4,7 +4,7 @@ The body of `timm.create_model` looks three names up in its module at each call:
 `model_entrypoint` and `load_checkpoint`. Ours stand in for those three, either in timm's module (`install`)
 or in a private copy of its namespace (`create_model` here), so a `create_model` imported earlier under any
 name is reached, and both ways run timm's own code around ours. A fourth name, `load_pretrained` in timm's
-builder, is replaced while a pretrained model is built at a size; other threads' calls pass through it.
+builder, is replaced while a pretrained model is built at a size (`loading`); other threads' calls pass through it.
 
 Weights that are read right after are not initialised first (`fast_init`): not while a pretrained model is built, and,
 when there is a `checkpoint_path`, not before `load_checkpoint`, which is the next thing that `create_model` calls.
@@ -17,20 +17,21 @@ import inspect
 import sys
 import threading
 import types
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.models import _builder, _factory, _features
+from timm.data import config as _config
+from timm.models import _factory, _features, _helpers
 from torch import nn
 
-from timm_resize import data, fast_init
-from timm_resize.apply import apply_plan, guard_, resize_
-from timm_resize.checkpoint import load_checkpoint, source_geometry
+from timm_resize import checkpoint, data, fast_init
+from timm_resize.apply import adopt_, apply_plan, guard_, resize_
+from timm_resize.checkpoint import check_finite, load_checkpoint
 from timm_resize.errors import ResizeError, UnsupportedModelError, unknown_model
+from timm_resize.graft import graft, ungraft
+from timm_resize.loading import build_loaded, from_jax
 from timm_resize.locate import find_model, model_handler
 from timm_resize.planner import make_request, plan_request
 from timm_resize.registry import is_model_class
@@ -115,7 +116,10 @@ def _load_checkpoint(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
 def _build_native(create_fn: Callable[..., nn.Module], **kwargs: Any) -> nn.Module:
     """Build as stock does; a model that would run silently wrong at another size gets its guard."""
     model = create_fn(**kwargs)
-    guard_(find_model(model))
+    root = find_model(model)
+    if kwargs.get("pretrained"):
+        adopt_(root)
+    guard_(root)
     return model
 
 
@@ -132,7 +136,7 @@ def _build(create_fn: Callable[..., nn.Module], pending: _Pending, *, pretrained
            **kwargs: Any) -> nn.Module:  # fmt: skip
     """Build at the checkpoint's size, load, then resize; without weights, let stock draw them at the size."""
     if pretrained:
-        model, options = _build_loaded(create_fn, pending, kwargs)
+        model, options = build_loaded(create_fn, pending.wanted, pending.saved, kwargs)
     else:
         model, options = _build_random(create_fn, pending, kwargs)
     img_size = pending.wanted["img_size"]
@@ -140,78 +144,20 @@ def _build(create_fn: Callable[..., nn.Module], pending: _Pending, *, pretrained
     if model_handler(root) is None and not pretrained and not options:
         return model  # stock took the size for a class that nobody taught us
     own = pending.own
-    config: Any = getattr(root, "pretrained_cfg", None) or {}
-    if pretrained and not own and config.get("custom_load") and not config.get("state_dict"):
+    if pretrained and not own and from_jax(root):
         own = {"preset": "big_vision"}  # stock's loader of JAX archives interpolates so, not as its filters do
     request = make_request(type(root).__name__, img_size, constructing=True, **options, **own)
-    apply_plan(root, plan_request(root, request), outer=model)
+    plan = plan_request(root, request)
+    if pretrained:
+        check_finite(root.state_dict(), plan)
+    apply_plan(root, plan, outer=model)
     handler = model_handler(root)
     named = inspect.signature(handler.cls if handler else type(root)).parameters
     recorded = {k: v for k, v in pending.wanted.items() if k in named}
     if recorded:
-        model._model_args = {**getattr(model, "_model_args", {}), **recorded}
+        model._model_args = {**getattr(model, "_model_args", {}), **recorded}  # type: ignore[assignment]
     _ensure_method(type(model))
     return model
-
-
-_stock_load_pretrained = _builder.load_pretrained
-_loads = {"now": 0}
-_loads_lock = threading.Lock()
-
-
-@contextmanager
-def _loading(target: dict[str, Any]) -> Iterator[None]:
-    """Let this thread's `load_pretrained` first bring the model to the checkpoint's own size."""
-    with _loads_lock:
-        _loads["now"] += 1
-        _builder.load_pretrained = _load_pretrained
-    _local.target = target
-    try:
-        yield
-    finally:
-        _local.target = None
-        with _loads_lock:
-            _loads["now"] -= 1
-            if not _loads["now"]:
-                _builder.load_pretrained = _stock_load_pretrained
-
-
-@functools.wraps(_stock_load_pretrained)
-def _load_pretrained(model: nn.Module, *args: Any, **kwargs: Any) -> None:
-    target = getattr(_local, "target", None)
-    if target is not None:
-        kwargs["filter_fn"] = functools.partial(_filter_at_source, kwargs.get("filter_fn"), target)
-    _stock_load_pretrained(model, *args, **kwargs)
-
-
-def _filter_at_source(filter_fn: Any, target: dict[str, Any], state_dict: Any, model: nn.Module) -> Any:
-    """Resize the (still random) model to the checkpoint's size, so that stock's filter has nothing to interpolate."""
-    root = find_model(model)
-    if model_handler(root) is not None:
-        found = source_geometry(state_dict, root, target)
-        if found:
-            request = make_request(type(root).__name__, **found, constructing=True)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                apply_plan(root, plan_request(root, request))
-    if filter_fn is None:
-        return state_dict
-    try:
-        return filter_fn(state_dict, model)
-    except TypeError:  # as stock: filters of one argument
-        return filter_fn(state_dict)
-
-
-def _build_loaded(create_fn: Callable[..., nn.Module], pending: _Pending, kwargs: dict[str, Any]) -> Any:
-    """Return a model with its weights at the checkpoint's size, and the geometry that is still to be set."""
-    try:
-        with _loading(pending.wanted):
-            model = create_fn(pretrained=True, **pending.saved, **kwargs)
-    except RuntimeError:  # weights of another layout, which stock's filter fits to the geometry asked for
-        with suppress(Exception):  # stock cannot either: the first error says what is wrong
-            return create_fn(pretrained=True, **{**pending.saved, **pending.wanted}, **kwargs), {}
-        raise
-    return model, {k: v for k, v in pending.wanted.items() if k != "img_size"}
 
 
 def _build_random(create_fn: Callable[..., nn.Module], pending: _Pending, kwargs: dict[str, Any]) -> Any:
@@ -237,6 +183,10 @@ _SEAM: dict[str, Any] = {
     "model_entrypoint": _model_entrypoint,
     "load_checkpoint": _load_checkpoint,
 }
+
+
+_GRAFTS = ((_config.resolve_data_config, data.seam), (_helpers.load_checkpoint, checkpoint.seam))
+"""Functions of timm that users call themselves, under names that they imported."""
 
 
 def create_model(model_name: str, pretrained: bool = False, *, fast_init: bool | None = None,
@@ -328,7 +278,8 @@ def install(*, fast_init: bool = True) -> _Installed:
                 _ensure_method(cls, force=True)
             for name, ours in _SEAM.items():
                 setattr(_factory, name, ours)
-            data.patch()
+            for function, scion in _GRAFTS:
+                graft(function, scion)
         _installed.depth += 1
         _installed.told.append(fast_init)
     return _installed
@@ -340,7 +291,8 @@ def uninstall() -> None:
         _installed.depth = max(_installed.depth - 1, 0)
         del _installed.told[_installed.depth :]
         if _installed.depth == 0:
-            data.unpatch()
+            for function, _ in _GRAFTS:
+                ungraft(function)
             for name, stock in _stock.items():
                 setattr(_factory, name, stock)
             for cls, method in _installed.classes.items():

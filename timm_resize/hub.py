@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import uuid
-from collections.abc import Callable, Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +13,11 @@ from safetensors.torch import save_file
 from timm.models import _hub
 from torch import Tensor, nn
 
+from timm_resize.apply import touched
 from timm_resize.errors import ResizeError, UnsupportedModelError
 from timm_resize.factory import _stock_create_model
+from timm_resize.files import replace_files
+from timm_resize.history import metadata
 from timm_resize.locate import current_size, find_model
 
 WEIGHTS = "model.safetensors"
@@ -29,8 +28,9 @@ def save_pretrained(model: nn.Module, folder: str | os.PathLike[str], *,
                     model_args: dict[str, Any] | None = None) -> tuple[Path, Path]:  # fmt: skip
     """Write `model.safetensors` and `config.json` for `timm.create_model("local-dir:…", pretrained=True)`.
 
-    Both files are written in full beside the old ones before either replaces its predecessor, the config last;
-    an error leaves what was there.
+    Both files are written in full beside the old ones, then replace them at one moment: an error leaves what was
+    there, and a process that is killed leaves the old checkpoint or the new one. The metadata of the weights tells
+    where they come from and what was done to them (`timm_resize.history`).
 
     Args:
         model: A timm model, or something that holds exactly one. Its weights are not changed.
@@ -56,19 +56,12 @@ def save_pretrained(model: nn.Module, folder: str | os.PathLike[str], *,
     """
     root = find_model(model)
     _check(root)
-    tensors = plain_tensors(root)
+    tensors, about = plain_tensors(root), metadata(root, touched(root))
     target = Path(folder)
-    made = not target.exists()
-    target.mkdir(parents=True, exist_ok=True)
-    try:
-        _replace(target, [
-            (WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"})),
-            (CONFIG, lambda path: _write_config(root, path, model_args)),
-        ])  # fmt: skip
-    except BaseException:
-        if made:
-            target.rmdir()
-        raise
+    replace_files(target, [
+        (WEIGHTS, lambda path: save_file(tensors, path, metadata=about)),
+        (CONFIG, lambda path: _write_config(root, path, model_args)),
+    ])  # fmt: skip
     return target / WEIGHTS, target / CONFIG
 
 
@@ -120,57 +113,6 @@ def _write_config(root: nn.Module, path: Path, model_args: dict[str, Any] | None
         for name in ("test_input_size", "test_pool_size"):  # recommendations for the source's weights and size
             data.pop(name, None)
     path.write_text(json.dumps(config, indent=2) + "\n")
-
-
-def _replace(folder: Path, files: Iterable[tuple[str, Callable[[Path], Any]]]) -> None:
-    """Write files under temporary names, then rename them in order; any error puts the old ones back."""
-    mark = uuid.uuid4().hex[:8]
-    ready: list[tuple[Path, Path, Path]] = []  # target, its new content, a copy of its old content
-    done: list[tuple[Path, Path]] = []
-    try:
-        for name, write in files:
-            target, new, old = folder / name, folder / f".{name}.{mark}.new", folder / f".{name}.{mark}.old"
-            ready.append((target, new, old))
-            new.touch()
-            mode = new.stat().st_mode
-            write(new)
-            new.chmod(mode)  # safetensors makes files that only their owner reads
-            _sync(new)
-        for target, _, old in ready:
-            if target.exists():
-                _copy(target, old)
-        for target, new, old in ready:
-            os.replace(new, target)
-            done.append((target, old))
-        with suppress(OSError):  # some file systems, and Windows, sync no folders
-            _sync(folder)
-    except BaseException:
-        for target, old in reversed(done):
-            if old.exists():
-                os.replace(old, target)
-            else:
-                target.unlink()
-        raise
-    finally:
-        for _, new, old in ready:
-            new.unlink(missing_ok=True)
-            old.unlink(missing_ok=True)
-
-
-def _copy(target: Path, to: Path) -> None:
-    try:
-        os.link(target, to)
-    except OSError:  # a file system without hard links
-        shutil.copy2(target, to)
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's entries, are on the disk."""
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def stock_misfit(folder: str | os.PathLike[str]) -> str | None:

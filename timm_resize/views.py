@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timm_resize.apply import Transaction, _buffers, _like, _own, _resizing, _set, model_writes, untouched
+from timm_resize.apply import Transaction, _like, _resizing, model_writes, touched
+from timm_resize.buffers import new_buffers, own, set_attribute
 from timm_resize.errors import ResizeError
 from timm_resize.geometry import Size, parse_size
 from timm_resize.locate import current_size, find_model
@@ -193,7 +194,7 @@ def _make(root: nn.Module, size: Size, options: dict[str, Any], old: _View | Non
     if old is not None and old.plan == plan and _same(old.read, view.read):
         view.tensors = old.tensors
     else:
-        view.tensors = {**_resampled(root, plan), **_buffers(root, plan)}
+        view.tensors = {**_resampled(root, plan), **new_buffers(root, plan)}
     view.model = _assemble(root, view, view.tensors)
     return view
 
@@ -231,7 +232,7 @@ def _assemble(root: nn.Module, view: _View, tensors: dict[str, Tensor | None]) -
     for change in view.plan:
         twin = twins[id(view.copied[change.path])]
         if change.kind == "attribute":
-            _set(twin, change.name, _own(change.new))
+            set_attribute(twin, change.name, own(change.new))
         elif change.kind == "buffer":
             if change.name not in twin._buffers:
                 twin._non_persistent_buffers_set.add(change.name)
@@ -340,7 +341,7 @@ def at_size(model: nn.Module, img_size: Any, **options: Any) -> Iterator[ResizeP
         yield plan
     finally:
         with torch.inference_mode(False), torch.no_grad(), _resizing:
-            if untouched(root) and current_size(root) == plan.new_size:
+            if not touched(root) and current_size(root) == plan.new_size:
                 for step in reversed(undo):
                     step()
             elif size is not None:

@@ -1,0 +1,104 @@
+"""Every way in for weights of another size gives the same tensors: a checkpoint saved at B, whose base was C, at A."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.utils import ModelEmaV3
+
+import timm_resize
+from tests.oracle import redraw_, stock, tensors
+from timm_resize.hub import plain_tensors
+from timm_resize.locate import current_size
+from timm_resize.registry import families
+
+EXAMPLES = {name: kwargs for family in families() if family.state for name, kwargs in family.examples.items()}
+
+DOORS = ("local-dir", "file", "pickle", "state_dict", "checkpoint_path", "averaged", "wrapped", "load_checkpoint",
+         "resize_state_dict")  # fmt: skip
+
+BY_CONFIG = {"crossvit_15_dagger_408", "swinv2_cr_tiny_224", "swinv2_cr_tiny_ns_224"}
+"""Models whose saved config decides: it gives a branch's scale, or the window, as of the size saved at."""
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def near(model, change):
+    """A valid square size about `change` pixels larger, of whole patches."""
+    side = current_size(model)[0] + change
+    usual = (s for s in sorted(range(-64, 65), key=abs) if not (side + s) % 16 or not (side + s) % 14)
+    valid = ((side + s,) * 2 for s in usual if timm_resize.nearest_sizes(model, side + s)[0] == (side + s,) * 2)
+    return next(valid, timm_resize.nearest_sizes(model, side)[0])
+
+
+def as_built(name):
+    """Options with which a resize does what building, or loading, at the size does in stock timm."""
+    if "swin" in name and "swinv2_cr" not in name:
+        return {"window_policy": "keep"}
+    return {"interpolation": "bilinear", "antialias": False} if "flexi" in name else {}
+
+
+def through(door, name, saved, size, folder):
+    """Bring the weights of `saved` through a door into a model at `size`."""
+    kwargs = EXAMPLES[name]
+    state = plain_tensors(saved)
+    asked = {"img_size": size, **kwargs}
+    path = folder / "weights.safetensors"
+    if door == "local-dir":
+        timm_resize.save_pretrained(saved, folder)
+        return timm.create_model(f"local-dir:{folder}", pretrained=True, img_size=size)
+    if door in ("file", "checkpoint_path", "load_checkpoint"):
+        save_file(state, path)
+    elif door == "pickle":
+        path = path.with_suffix(".pth")
+        torch.save({"state_dict": state}, path)
+    elif door == "averaged":
+        path = path.with_suffix(".pth")
+        other = {k: torch.zeros_like(v) for k, v in state.items()}
+        torch.save({"state_dict": other, "state_dict_ema": ModelEmaV3(saved).state_dict()}, path)
+    elif door == "wrapped":
+        path = path.with_suffix(".pth")
+        torch.save({f"module._orig_mod.{k}": v for k, v in state.items()}, path)
+    if door in ("file", "pickle"):
+        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(path)}, **asked)
+    if door == "state_dict":
+        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": state}, **asked)
+    if door in ("checkpoint_path", "averaged", "wrapped"):
+        return timm.create_model(name, checkpoint_path=str(path), **asked)
+    model = timm.create_model(name, **asked)
+    if door == "load_checkpoint":
+        timm.models.load_checkpoint(model, str(path))
+    else:
+        model.load_state_dict(timm_resize.resize_state_dict(state, model))
+    return model
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_door_gives_the_same_tensors(name, tmp_path):
+    """Base size C, saved at a larger B, opened at a smaller A: what a resize from B to A computes, bit for bit."""
+    saved = redraw_(stock(name, **EXAMPLES[name]))
+    timm_resize.resize_(saved, near(saved, 64), **as_built(name))
+    size = near(saved, -96)
+    want = copy.deepcopy(saved)
+    want.__dict__.pop("_resize_chain", None)  # a file holds the tensors, not their originals
+    timm_resize.resize_(want, size, **as_built(name))
+    with timm_resize.install():
+        for door in DOORS[name in BY_CONFIG :]:
+            folder = tmp_path / door
+            folder.mkdir()
+            got = through(door, name, saved, size, folder)
+            assert current_size(got) == size, door
+            have, wanted = tensors(got), tensors(want)
+            assert have.keys() == wanted.keys(), door
+            for key, value in wanted.items():
+                assert torch.equal(have[key], value), f"{door}: {key}"
