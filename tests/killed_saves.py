@@ -27,7 +27,7 @@ def content(folder: Path) -> dict[str, object]:
         if path.suffix == ".safetensors":  # the order of its metadata is not always the same
             found[path.name] = {k: (v.shape, hash(v.numpy().tobytes())) for k, v in load(path.read_bytes()).items()}
         elif not path.name.startswith("."):
-            found[path.name] = path.read_bytes()
+            found[path.name] = path.read_bytes().rpartition(b"<!--")[0 if path.suffix == ".md" else 2]
     return found
 
 
@@ -51,15 +51,15 @@ def end_at(step: int, how: str, folder: Path) -> list[str]:
 def main(base: Path, how: str) -> None:
     torch.set_num_threads(1)
     model = timm_resize.create_model("vit_tiny_patch16_224", depth=1, num_classes=2)
-    timm_resize.save_pretrained(model, base / "old")
+    timm_resize.save_pretrained(model, base / "old" / "new")  # the card has the folder's name
     timm_resize.resize_(model, 96)
     timm_resize.save_pretrained(model, base / "new")
-    old, new = content(base / "old"), content(base / "new")
+    old, new = content(base / "old" / "new"), content(base / "new")
     step, outcomes = 0, set()
     while True:
         step += 1
-        folder = base / f"{how}-{step}"
-        shutil.copytree(base / "old", folder)
+        folder = base / f"{how}-{step}" / "new"
+        shutil.copytree(base / "old" / "new", folder)
         child = os.fork()
         if not child:
             seen = end_at(step, how, folder)

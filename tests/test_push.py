@@ -108,10 +108,17 @@ def test_the_card_tells_training_from_resizing(hub):
     with torch.no_grad():
         model.pos_embed += 1
     timm_resize.push_to_hub(model, "me/model", revision="trained")
-    assert "still hold" in files(hub, "trained")["README.md"].decode()  # the card of main, which is not replaced
-    timm_resize.push_to_hub(model, "me/other")
-    card = hub.repositories["me/other"].branches["main"][-1]["README.md"].decode()
-    assert "were trained or changed after the resize" in card
+    assert "were trained or changed after the resize" in files(hub, "trained")["README.md"].decode()
+    assert "still hold what the resize computed" in files(hub)["README.md"].decode()
+
+
+def test_an_edited_card_stays(hub):
+    """A card that somebody changed by a letter is theirs from then on."""
+    timm_resize.push_to_hub(build(), "me/model")
+    edited = files(hub)["README.md"].replace(b"## Load it", b"## How to load it")
+    files(hub)["README.md"] = edited
+    timm_resize.push_to_hub(build(size=64), "me/model")
+    assert files(hub)["README.md"] == edited
 
 
 def test_files_of_the_owners_stay(hub):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import timm
@@ -16,6 +17,8 @@ from timm_resize.history import checkpoint_name, history
 from timm_resize.locate import current_size, find_model
 from timm_resize.plan import ResizePlan
 from timm_resize.planner import make_request, plan_request
+
+_SIGNATURE = "<!-- timm_resize card "
 
 
 def model_card(model: nn.Module, name: str, *, source: str, misfit: str | None = None) -> str:
@@ -46,7 +49,18 @@ def model_card(model: nn.Module, name: str, *, source: str, misfit: str | None =
         lines += [f"Stock timm cannot build this size ({misfit}), so it takes the plugin.", ""]
     lines += ["## Where the weights come from", "", *_provenance(root, config, plan), ""]
     versions = f"timm_resize {__version__}, timm {timm.__version__}, torch {torch.__version__.split('+')[0]}"
-    return "\n".join([*lines, f"Made with {versions}.", ""])
+    return signed("\n".join([*lines, f"Made with {versions}.", ""]))
+
+
+def signed(text_: str) -> str:
+    """Return a card with a last line that tells whether somebody has edited it."""
+    return f"{text_}\n{_SIGNATURE}{hashlib.sha256(text_.encode()).hexdigest()[:16]} -->\n"
+
+
+def is_ours(text_: str) -> bool:
+    """Whether a card is as `model_card` made it, so that a later one may replace it."""
+    body, mark, _ = text_.rpartition(f"\n{_SIGNATURE}")
+    return bool(mark) and signed(body) == text_
 
 
 def _code(source: str, size: Size | None, misfit: str | None) -> list[str]:

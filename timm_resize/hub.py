@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from timm.models import _hub
 from torch import Tensor, nn
 
 from timm_resize.apply import touched
+from timm_resize.card import is_ours, model_card
 from timm_resize.errors import ResizeError, UnsupportedModelError
 from timm_resize.factory import _stock_create_model
 from timm_resize.files import replace_files
@@ -22,23 +24,24 @@ from timm_resize.locate import current_size, find_model
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+CARD = "README.md"
 
 
 def save_pretrained(model: nn.Module, folder: str | os.PathLike[str], *,
                     model_args: dict[str, Any] | None = None) -> tuple[Path, Path]:  # fmt: skip
-    """Write `model.safetensors` and `config.json` for `timm.create_model("local-dir:…", pretrained=True)`.
+    """Write weights, config and a model card for `timm.create_model("local-dir:…", pretrained=True)`.
 
-    Both files are written in full beside the old ones, then replace them at one moment: an error leaves what was
+    The files are written in full beside the old ones, then replace them at one moment: an error leaves what was
     there, and a process that is killed leaves the old checkpoint or the new one. The metadata of the weights tells
     where they come from and what was done to them (`timm_resize.history`).
 
     Args:
         model: A timm model, or something that holds exactly one. Its weights are not changed.
-        folder: Made when missing. Other files in it stay.
+        folder: Made when missing. Other files in it stay, a README.md that somebody wrote or edited too.
         model_args: Constructor arguments for the config, in place of recorded ones that JSON cannot hold.
 
     Returns:
-        The paths of the weights and of the config.
+        The paths of `model.safetensors` and of `config.json`.
 
     Raises:
         UnsupportedModelError: A model that timm's factory did not make, a feature extractor, or tensors without
@@ -58,11 +61,19 @@ def save_pretrained(model: nn.Module, folder: str | os.PathLike[str], *,
     _check(root)
     tensors, about = plain_tensors(root), metadata(root, touched(root))
     target = Path(folder)
-    replace_files(target, [
+    files: list[tuple[str, Callable[[Path], Any]]] = [
         (WEIGHTS, lambda path: save_file(tensors, path, metadata=about)),
         (CONFIG, lambda path: _write_config(root, path, model_args)),
-    ])  # fmt: skip
+    ]
+    if not (target / CARD).exists() or is_ours((target / CARD).read_text(errors="replace")):
+        files.append((CARD, lambda path: write_card(root, path, target.name, f"local-dir:{target.name}")))
+    replace_files(target, files)
     return target / WEIGHTS, target / CONFIG
+
+
+def write_card(root: nn.Module, path: Path, name: str, source: str) -> None:
+    """Write the model card of a model whose weights and config are in the same folder."""
+    path.write_text(model_card(root, name, source=source, misfit=stock_misfit(path.parent)))
 
 
 def _check(root: nn.Module) -> None:
@@ -135,6 +146,8 @@ def stock_misfit(folder: str | os.PathLike[str]) -> str | None:
                     return f"{key} is {have[key]}, stock builds {want[key]}"
             with torch.no_grad():
                 model(torch.empty(1, *model.pretrained_cfg["input_size"]))
+    except OSError:  # the folder cannot be read, which says nothing of stock
+        raise
     except Exception as error:  # whatever a constructor or a forward raises at a size that it does not expect
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     return None

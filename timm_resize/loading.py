@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from safetensors import SafetensorError
-from timm.models import _builder
+from timm.models import _builder, get_pretrained_cfg
 from torch import nn
 
 from timm_resize.apply import adopt_, apply_plan
@@ -43,8 +43,14 @@ def build_loaded(create_fn: Callable[..., nn.Module], wanted: dict[str, Any], sa
         CheckpointError: The checkpoint cannot be read, or is not of this model.
     """
     try:
-        with _loading(wanted):
-            model = create_fn(pretrained=True, **saved, **kwargs)
+        try:
+            with _loading(wanted):
+                model = create_fn(pretrained=True, **saved, **kwargs)
+        except (AssertionError, TypeError, ValueError) as error:  # a size that stock's constructor does not express
+            if not saved or isinstance(error, CheckpointError):
+                raise
+            with _loading(saved):
+                model = create_fn(pretrained=True, **_native_size(create_fn), **kwargs)
     except CheckpointError:
         raise
     except RuntimeError as error:  # weights of another layout, which stock's filter fits to the geometry asked for
@@ -55,6 +61,14 @@ def build_loaded(create_fn: Callable[..., nn.Module], wanted: dict[str, Any], sa
         raise _explained(error) from error
     adopt_(find_model(model))
     return model, {k: v for k, v in wanted.items() if k != "img_size"}
+
+
+def _native_size(create_fn: Any) -> dict[str, Any]:
+    """Return the image size that an architecture has in stock timm, whatever the checkpoint's is."""
+    while isinstance(create_fn, functools.partial):
+        create_fn = create_fn.args[0]
+    native = get_pretrained_cfg(create_fn.__name__, allow_unregistered=True)
+    return {"img_size": native.input_size[1:]} if native is not None else {}
 
 
 def from_jax(root: nn.Module) -> bool:

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 
-from timm_resize.card import model_card
-from timm_resize.hub import save_pretrained, stock_misfit
-
-CARD = "README.md"
+from timm_resize.card import is_ours
+from timm_resize.hub import CARD, save_pretrained, write_card
 
 
 def push_to_hub(
@@ -29,7 +28,7 @@ def push_to_hub(
     """Upload a model at its present size, in one commit: weights, config and, where there is none, a model card.
 
     The repository is made if missing, the branch `revision` too. Files that the repository has besides stay, and so
-    does a README.md of its owner's. An upload that breaks leaves the repository at its last commit.
+    does a README.md that somebody wrote or edited. An upload that breaks leaves the repository at its last commit.
 
     Args:
         model: A timm model, or something that holds exactly one.
@@ -54,16 +53,27 @@ def push_to_hub(
 
     api = HfApi(token=token, library_name="timm_resize", library_version=__version__)
     with tempfile.TemporaryDirectory() as folder:
-        save_pretrained(model, folder, model_args=model_args)
-        misfit = stock_misfit(folder)
+        root = find_model(model)
+        save_pretrained(root, folder, model_args=model_args)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        if not api.file_exists(repo_id, CARD, revision=revision):
+        card = Path(folder, CARD)
+        if _has_its_own_card(api, repo_id, revision):
+            card.unlink()
+        else:
             at = f"hf-hub:{repo_id}{f'@{revision}' if revision else ''}"
-            Path(folder, CARD).write_text(model_card(model, repo_id.rpartition("/")[2], source=at, misfit=misfit))
-        root = find_model(model)
+            write_card(root, card, repo_id.rpartition("/")[2], at)
         size = current_size(root)
         message = commit_message or f"{type(root).__name__}{f' at {text(size)}' if size else ''}"
         return api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, commit_message=message,
                                  create_pr=create_pr)  # fmt: skip
+
+
+def _has_its_own_card(api: HfApi, repo_id: str, revision: str | None) -> bool:
+    """Whether a repository has a README.md that `model_card` did not make, or that was edited since."""
+    try:
+        path = api.hf_hub_download(repo_id, CARD, revision=revision)
+    except EntryNotFoundError:
+        return False
+    return not is_ours(Path(path).read_text(errors="replace"))
