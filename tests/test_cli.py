@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 import timm_resize
 from tests.oracle import assert_close, redraw_, stock
-from timm_resize.cli import main
+from timm_resize import hub
+from timm_resize.cli import convert, main
 
 TINY = ["vit_tiny_patch16_224", "--model-kwargs", "depth=1", "num_classes=2"]
 
@@ -172,6 +174,22 @@ def test_convert_a_file_of_another_size(size, flags, capsys, tmp_path):
     assert out.startswith(f"VisionTransformer: {text} -> 192x192\n")
     source.set_input_size(192)
     assert_close(timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True), source)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="reads Linux's list of mappings")
+def test_convert_leaves_tensors_in_their_file(tmp_path):
+    """What does not depend on the size is never copied into memory: it lies in the mapping of the source file."""
+    path = tmp_path / "weights.safetensors"
+    save_checkpoint(stock("vit_tiny_patch16_224", depth=1), path)
+    overlay = {"file": str(path)}
+    model = convert._open("vit_tiny_patch16_224", pretrained=True, pretrained_cfg_overlay=overlay, depth=1)
+    timm_resize.resize_(model, 96)
+    with open("/proc/self/maps") as maps:
+        ranges = [line.split()[0].split("-") for line in maps if line.rstrip().endswith(str(path))]
+    assert ranges
+    outside = [key for key, tensor in hub.plain_tensors(model).items()
+               if not any(int(a, 16) <= tensor.data_ptr() < int(b, 16) for a, b in ranges)]  # fmt: skip
+    assert outside == ["pos_embed"]
 
 
 def test_convert_to_other_classes(trained, capsys, tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import timm_resize
@@ -139,14 +139,19 @@ def test_shared_and_strided_tensors(tmp_path):
     assert stock_misfit(tmp_path) is None
 
 
-def test_part_of_a_larger_tensor():
-    """A tensor that is a slice of a larger one does not take that along; an ordinary one is not copied."""
-    layer = nn.Linear(4, 2)
-    layer.weight = nn.Parameter(torch.randn(100, 4)[:2])
+def test_parts_of_larger_tensors(tmp_path):
+    """Slices of one tensor are written without what is between them; only those that overlap are copied."""
+    layer, whole = nn.Linear(4, 2), torch.randn(100, 4)
+    layer.weight, layer.bias = nn.Parameter(whole[:2]), nn.Parameter(whole[2, :2])
     plain = plain_tensors(layer)
-    assert plain["weight"].untyped_storage().nbytes() == 2 * 4 * 4
-    assert torch.equal(plain["weight"], layer.weight)
-    assert plain["bias"].data_ptr() == layer.bias.data_ptr()
+    assert {k: v.data_ptr() for k, v in plain.items()} == {k: v.data_ptr() for k, v in layer.state_dict().items()}
+    save_file(plain, tmp_path / "parts.safetensors")
+    assert (tmp_path / "parts.safetensors").stat().st_size < 100 * 4 * 4
+    layer.bias = nn.Parameter(whole[1, :2])  # inside the weight
+    plain = plain_tensors(layer)
+    assert len({plain[k].data_ptr() for k in plain} & {v.data_ptr() for v in layer.state_dict().values()}) == 1
+    save_file(plain, tmp_path / "parts.safetensors")
+    assert all(torch.equal(v, layer.state_dict()[k]) for k, v in load_file(tmp_path / "parts.safetensors").items())
 
 
 def content(folder):

@@ -36,6 +36,7 @@ HELP = "Use img_size=224 for a square, or img_size=(192, 256) for height and wid
         (True, "VisionTransformer: img_size=True is a bool, not whole pixels. " + HELP),
         (224.0, "VisionTransformer: img_size=224.0 is a float, not whole pixels. " + HELP),
         (float("nan"), "VisionTransformer: img_size=nan is a float, not whole pixels. " + HELP),
+        (10**30, f"VisionTransformer: img_size={10**30} has a side above 1000000. " + HELP),
         ("224", "VisionTransformer: img_size='224' is a str, not whole pixels. " + HELP),
         ((224,), "VisionTransformer: img_size=(224,) has 1 numbers, not (height, width). " + HELP),
         ((3, 224, 224), "VisionTransformer: img_size=(3, 224, 224) has 3 numbers, not (height, width). " + HELP),

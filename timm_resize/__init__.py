@@ -23,6 +23,7 @@ from timm_resize.training import (
     freeze_unresized_,
     param_groups,
     resize_ddp,
+    resize_fsdp,
     resize_optimizer_state_dict,
     resume_checkpoint,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "register",
     "resize_",
     "resize_ddp",
+    "resize_fsdp",
     "resize_optimizer_state_dict",
     "resize_state_dict",
     "resume_checkpoint",

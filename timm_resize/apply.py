@@ -19,6 +19,7 @@ from timm_resize.errors import ResizeError
 from timm_resize.guard import GUARD, HOOK, check_input_size
 from timm_resize.history import CHAIN, HISTORY, adopted, checkpoint_file, checkpoint_name, extended
 from timm_resize.locate import SIZE_TRAITS, current_size, find_model, model_handler
+from timm_resize.memory import check_memory
 from timm_resize.plan import MISSING, Change, ResizePlan, submodule
 from timm_resize.planner import make_request, plan_request
 from timm_resize.resample import Resample, serial
@@ -260,6 +261,7 @@ def _ema_writes(root: nn.Module, ema: nn.Module, plan: ResizePlan, options: dict
 def model_writes(root: nn.Module, plan: ResizePlan, maps: dict[nn.Parameter, Resample]) -> Writes:
     """Compute the plan's values for `root`; return the writes, and in `maps` the map of each parameter."""
     plan.check(root)
+    check_memory(root, plan)
     chain, changed = dict(getattr(root, CHAIN, {})), list[str]()
     buffers = new_buffers(root, plan)
     writes: Writes = []

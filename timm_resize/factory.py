@@ -30,9 +30,11 @@ from timm_resize import checkpoint, data, fast_init
 from timm_resize.apply import adopt_, apply_plan, guard_, resize_
 from timm_resize.checkpoint import check_finite, load_checkpoint
 from timm_resize.errors import ResizeError, UnsupportedModelError, unknown_model
+from timm_resize.geometry import parse_size
 from timm_resize.graft import graft, ungraft
 from timm_resize.loading import build_loaded, from_jax
 from timm_resize.locate import find_model, model_handler
+from timm_resize.memory import LARGE, check_memory
 from timm_resize.planner import make_request, plan_request
 from timm_resize.registry import is_model_class
 
@@ -135,6 +137,7 @@ def _build_at(create_fn: Callable[..., nn.Module], pending: _Pending, defer: Cal
 def _build(create_fn: Callable[..., nn.Module], pending: _Pending, *, pretrained: bool = False,
            **kwargs: Any) -> nn.Module:  # fmt: skip
     """Build at the checkpoint's size, load, then resize; without weights, let stock draw them at the size."""
+    _check_memory(create_fn, pending.saved if pretrained else {**pending.wanted, **pending.own}, kwargs)
     if pretrained:
         model, options = build_loaded(create_fn, pending.wanted, pending.saved, kwargs)
     else:
@@ -158,6 +161,19 @@ def _build(create_fn: Callable[..., nn.Module], pending: _Pending, *, pretrained
         model._model_args = {**getattr(model, "_model_args", {}), **recorded}  # type: ignore[assignment]
     _ensure_method(type(model))
     return model
+
+
+def _check_memory(create_fn: Callable[..., nn.Module], geometry: dict[str, Any], kwargs: dict[str, Any]) -> None:
+    """Raise InvalidSizeError before stock's constructor allocates more for a large image than there is."""
+    size = parse_size(geometry["img_size"], "img_size", "create_model") if "img_size" in geometry else (0, 0)
+    if max(size) <= LARGE:
+        return
+    with torch.device("meta"):
+        root = find_model(create_fn(pretrained=False, **{**kwargs, "device": torch.device("meta")}))
+    if model_handler(root) is not None:
+        options = {k: v for k, v in geometry.items() if k != "img_size"}
+        request = make_request(type(root).__name__, size, constructing=True, **options)
+        check_memory(root, plan_request(root, request), torch.device(kwargs.get("device") or "cpu"))
 
 
 def _build_random(create_fn: Callable[..., nn.Module], pending: _Pending, kwargs: dict[str, Any]) -> Any:

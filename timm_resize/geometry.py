@@ -19,6 +19,10 @@ def _side(value: Any) -> int:
     return operator.index(value)
 
 
+LARGEST = 1_000_000
+"""Pixels of a side beyond which a size is a mistake: a million by a million is more than any address space takes."""
+
+
 def parse_size(value: Any, name: str = "img_size", owner: str = "timm_resize") -> Size:
     """Read an int or an (H, W) pair as a size.
 
@@ -51,6 +55,8 @@ def parse_size(value: Any, name: str = "img_size", owner: str = "timm_resize") -
         raise InvalidSizeError(f"{owner}: {name}={value!r} is a {kind}, not whole pixels. {wanted}") from None
     if height < 1 or width < 1:
         raise InvalidSizeError(f"{owner}: {name}={value!r} has a side below 1. {wanted}")
+    if height > LARGEST or width > LARGEST:
+        raise InvalidSizeError(f"{owner}: {name}={value!r} has a side above {LARGEST}. {wanted}")
     return height, width
 
 

@@ -92,17 +92,15 @@ def _check(root: nn.Module) -> None:
 def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return the state dict as safetensors wants it: on the CPU, contiguous, no two sharing memory.
 
-    Tensors that already are so are not copied.
+    Tensors that already are so are not copied, also those of a mapped file, which are parts of one storage.
     """
-    out: dict[str, Tensor] = {}
-    taken: set[int] = set()
-    for key, tensor in model.state_dict().items():
-        plain = tensor.detach().cpu().contiguous()
-        storage = plain.untyped_storage()
-        if storage.data_ptr() in taken or storage.nbytes() != plain.nbytes:
-            plain = plain.clone()
-        taken.add(plain.untyped_storage().data_ptr())
-        out[key] = plain
+    out = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+    end = 0
+    for key, tensor in sorted(out.items(), key=lambda item: item[1].data_ptr()):
+        if tensor.data_ptr() < end:
+            out[key] = tensor.clone()
+        else:
+            end = tensor.data_ptr() + tensor.nbytes
     return out
 
 

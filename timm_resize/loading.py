@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from timm.models import _builder, get_pretrained_cfg
 from torch import nn
@@ -90,16 +91,31 @@ def _explained(error: Exception) -> Exception:
 
 
 @contextmanager
-def _loading(target: dict[str, Any]) -> Iterator[None]:
-    """Let this thread's `load_pretrained` first bring the model to the checkpoint's own size."""
+def mapped() -> Iterator[None]:
+    """Within, this thread builds models on the meta device, and what they load stays where it is.
+
+    So the tensors of a safetensors file are read from its mapping when they are used. What no file holds has no values:
+    buffers that are no part of a state dict, a new classifier.
+    """
+    with _loading(None), torch.device("meta"):
+        _local.assign = True
+        try:
+            yield
+        finally:
+            _local.assign = False
+
+
+@contextmanager
+def _loading(target: dict[str, Any] | None) -> Iterator[None]:
+    """Let this thread's `load_pretrained` first bring the model to the checkpoint's own size, if a target is given."""
     with _loads_lock:
         _loads["now"] += 1
         _builder.load_pretrained = _load_pretrained
-    _local.target = target
+    outer, _local.target = getattr(_local, "target", None), target
     try:
         yield
     finally:
-        _local.target = None
+        _local.target = outer
         with _loads_lock:
             _loads["now"] -= 1
             if not _loads["now"]:
@@ -111,7 +127,15 @@ def _load_pretrained(model: nn.Module, *args: Any, **kwargs: Any) -> None:
     target = getattr(_local, "target", None)
     if target is not None:
         kwargs["filter_fn"] = functools.partial(_filter_at_source, kwargs.get("filter_fn"), target)
-    _stock_load_pretrained(model, *args, **kwargs)
+    if not getattr(_local, "assign", False):
+        _stock_load_pretrained(model, *args, **kwargs)
+        return
+    model.load_state_dict = functools.partial(model.load_state_dict, assign=True)  # type: ignore[method-assign]
+    try:
+        with torch.device("cpu"):  # what a filter makes is real
+            _stock_load_pretrained(model, *args, **kwargs)
+    finally:
+        del model.load_state_dict
 
 
 def _filter_at_source(filter_fn: Any, target: dict[str, Any], state_dict: Any, model: nn.Module) -> Any:

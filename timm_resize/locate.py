@@ -25,6 +25,7 @@ SIZE_TRAITS = ("img_size", TRAIT)
 _DISTRIBUTED = {
     "DistributedDataParallel": "Resize model.module before wrapping it: unwrap, resize_ on every rank, wrap again.",
     "FullyShardedDataParallel": "Resize the model before sharding it: unwrap, resize_ on every rank, shard again.",
+    "FSDPModule": "Call timm_resize.resize_fsdp: sharded parameters keep the shapes that they were sharded with.",
     "DataParallel": "Call resize_(model.module, ...) instead: replicas are made anew at each forward.",
 }
 

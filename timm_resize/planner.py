@@ -12,6 +12,7 @@ from timm_resize.context import Context, Invalid, Request, check_options
 from timm_resize.errors import InvalidSizeError, ResizeError, UnsupportedModelError, near_names
 from timm_resize.geometry import Size, parse_size
 from timm_resize.locate import TRAIT, current_size, find_model, refuse_state, root_handler
+from timm_resize.memory import memory_note
 from timm_resize.plan import MISSING, Change, ResizePlan, same_value
 from timm_resize.registry import Handler
 from timm_resize.resample.kinds import MODES
@@ -126,7 +127,8 @@ def _plan(root: nn.Module, request: Request, old: Size | None, new: Size) -> Res
         )
     for module in (root, *ctx.models):
         changes += _bookkeeping(ctx, module, new)
-    return ResizePlan(type(root).__name__, old, new, tuple(changes), tuple(ctx.notes), tuple(ctx.warnings))
+    notes = (*ctx.notes, *memory_note(root, changes, new))
+    return ResizePlan(type(root).__name__, old, new, tuple(changes), notes, tuple(ctx.warnings))
 
 
 def _changes(ctx: Context, handler: Handler | None) -> Any:

@@ -19,6 +19,7 @@ from timm_resize.buffers import new_buffers, own, set_attribute
 from timm_resize.errors import ResizeError
 from timm_resize.geometry import Size, parse_size
 from timm_resize.locate import current_size, find_model
+from timm_resize.memory import check_memory
 from timm_resize.plan import ResizePlan
 from timm_resize.planner import make_request, plan_request
 from timm_resize.resample import Resample
@@ -194,6 +195,7 @@ def _make(root: nn.Module, size: Size, options: dict[str, Any], old: _View | Non
     if old is not None and old.plan == plan and _same(old.read, view.read):
         view.tensors = old.tensors
     else:
+        check_memory(root, plan)
         view.tensors = {**_resampled(root, plan), **new_buffers(root, plan)}
     view.model = _assemble(root, view, view.tensors)
     return view

@@ -1,13 +1,15 @@
 """Write a checkpoint resized to another image size.
 
-Reads the source at its own size, resizes it, and writes safetensors and a config, which
-timm.create_model("local-dir:DIR", pretrained=True) reads, with or without this package.
+Reads the source at its own size, resizes it, and writes safetensors, a config and a model card, which
+timm.create_model("local-dir:DIR", pretrained=True) reads, with or without this package. Tensors of a safetensors
+file that do not depend on the size go from its mapping into the new file without being copied in memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ from timm_resize.apply import resize_
 from timm_resize.checkpoint import source_geometry
 from timm_resize.cli._common import add_resize_arguments, build, resize_options, size
 from timm_resize.errors import CheckpointError, ResizeError
+from timm_resize.factory import create_model
 from timm_resize.hub import CONFIG, WEIGHTS, save_pretrained, stock_misfit
+from timm_resize.loading import mapped
 
 EXAMPLE = "timm-resize convert levit_128s --img-size 320x448 --no-pretrained --output levit-320x448"
 
@@ -51,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
         model = _from_file(args, kwargs)
     else:
         _check_name(args)
-        model = build(args.source, pretrained=not args.no_pretrained, **kwargs)
+        model = _open(args.source, pretrained=not args.no_pretrained, **kwargs)
     plan = resize_(model, args.img_size, **resize_options(args))
     print(plan.summary())
     for path in save_pretrained(model, folder):
@@ -106,7 +110,17 @@ def _from_file(args: argparse.Namespace, kwargs: dict[str, Any]) -> nn.Module:
         raise CheckpointError(
             f"{args.model}: {path} fits no square image size. Give --source-size=HxW, the size it was saved at."
         )
-    return build(args.model, pretrained=True, pretrained_cfg_overlay=overlay, **{**kwargs, **geometry})
+    return _open(args.model, pretrained=True, pretrained_cfg_overlay=overlay, **{**kwargs, **geometry})
+
+
+def _open(name: str, *, pretrained: bool, **kwargs: Any) -> nn.Module:
+    """Build a model whose tensors stay in their mapped file where they can, so that they are never all in memory."""
+    if pretrained:
+        with suppress(Exception), mapped():  # archives of arrays, new classifiers; and errors, which come again below
+            model = create_model(name, pretrained=True, fast_init=False, **kwargs)
+            if not any(tensor.is_meta for tensor in model.state_dict().values()):
+                return model
+    return build(name, pretrained=pretrained, **kwargs)
 
 
 def _read(path: str) -> dict[str, Any]:

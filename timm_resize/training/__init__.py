@@ -1,6 +1,6 @@
 """What follows a model's weights through a resize while it trains: optimizers, checkpoints, schedules, wrappers."""
 
-from timm_resize.training.distributed import resize_ddp
+from timm_resize.training.distributed import resize_ddp, resize_fsdp
 from timm_resize.training.groups import freeze_unresized_, param_groups
 from timm_resize.training.optimizer import optimizer_writes, resize_optimizer_state_dict
 from timm_resize.training.resume import resume_checkpoint
@@ -13,6 +13,7 @@ __all__ = [
     "optimizer_writes",
     "param_groups",
     "resize_ddp",
+    "resize_fsdp",
     "resize_optimizer_state_dict",
     "resume_checkpoint",
 ]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from timm_resize.apply import resize_
-from timm_resize.errors import UnsupportedModelError
+from timm_resize.errors import ResizeError, UnsupportedModelError
 
 
 def resize_ddp(model: nn.Module, img_size: Any, **options: Any) -> DistributedDataParallel:
@@ -31,8 +33,8 @@ def resize_ddp(model: nn.Module, img_size: Any, **options: Any) -> DistributedDa
     """
     if not isinstance(model, DistributedDataParallel):
         raise UnsupportedModelError(
-            f"{type(model).__name__}: not a DistributedDataParallel. Use timm_resize.resize_ for a plain model, and "
-            "resize before fully_shard: DTensors keep the shapes that they were sharded with."
+            f"{type(model).__name__}: not a DistributedDataParallel. Use timm_resize.resize_ for a plain model, "
+            "timm_resize.resize_fsdp for one that fully_shard sharded."
         )
     module = model.module
     resize_(module, img_size, **options)
@@ -47,3 +49,64 @@ def resize_ddp(model: nn.Module, img_size: Any, **options: Any) -> DistributedDa
         gradient_as_bucket_view=model.gradient_as_bucket_view,
         static_graph=model.static_graph,
     )
+
+
+def resize_fsdp(model: nn.Module, img_size: Any, *, build: Callable[[], nn.Module], shard: Callable[[nn.Module], Any],
+                optimizer: Optimizer | None = None,
+                build_optimizer: Callable[[Iterator[nn.Parameter]], Optimizer] | None = None,
+                **options: Any) -> tuple[nn.Module, Optimizer | None]:  # fmt: skip
+    """Resize a model that `torch.distributed.fsdp.fully_shard` sharded: gather, resize on every rank, shard anew.
+
+    Sharded parameters keep the shapes that they were sharded with, so there is no way in place. Call it on every rank,
+    between steps, where the whole model and its optimizer state fit into each rank's memory once.
+
+    Args:
+        model: The sharded model. Unchanged; drop it afterwards.
+        img_size: An int or (H, W) in pixels.
+        build: Makes the plain model at the sharded one's size, with any weights.
+        shard: Applies `fully_shard` as it was applied before; changes the model it is given.
+        optimizer: The optimizer over the sharded parameters.
+        build_optimizer: Makes a new one from parameters; needed with `optimizer`.
+        **options: As for `resize_`: `window_size`, `interpolation` ….
+
+    Returns:
+        The new sharded model, and the new optimizer or None.
+
+    Raises:
+        UnsupportedModelError: Not sharded.
+        ResizeError: `optimizer` without `build_optimizer`.
+        InvalidSizeError: The size cannot work; nothing has changed.
+    """
+    if not is_sharded(model):
+        raise UnsupportedModelError(f"{type(model).__name__}: not sharded. Use timm_resize.resize_ for a plain model.")
+    if optimizer is not None and build_optimizer is None:
+        raise ResizeError(f"{type(model).__name__}: optimizer= goes with build_optimizer=, which makes its successor.")
+    from torch.distributed.checkpoint.state_dict import (  # imports half of torch.distributed
+        StateDictOptions,
+        get_model_state_dict,
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
+
+    whole = StateDictOptions(full_state_dict=True)
+    weights = get_model_state_dict(model, options=whole)
+    plain = build()
+    plain.load_state_dict(weights)
+    if optimizer is None or build_optimizer is None:
+        resize_(plain, img_size, **options)
+        shard(plain)
+        return plain, None
+    state = get_optimizer_state_dict(model, optimizer, options=whole)
+    follower = build_optimizer(plain.parameters())
+    set_optimizer_state_dict(plain, follower, state, options=whole)
+    resize_(plain, img_size, optimizer=follower, **options)
+    state = get_optimizer_state_dict(plain, follower, options=whole)
+    shard(plain)
+    successor = build_optimizer(plain.parameters())
+    set_optimizer_state_dict(plain, successor, state, options=whole)
+    return plain, successor
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `fully_shard` was applied to a model, which gives it a class of its own."""
+    return any(cls.__name__ == "FSDPModule" for cls in type(model).__mro__)
