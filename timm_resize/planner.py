@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -153,6 +154,7 @@ def shapes_at(root: nn.Module, **options: Any) -> dict[str, tuple[int, ...] | No
         return None
 
 
+@functools.cache
 def takes_img_size(cls: type) -> bool:
     """Whether the class's constructor has `img_size`."""
     return "img_size" in inspect.signature(cls).parameters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -51,13 +52,14 @@ class Handler:
         """Whether this is a whole model rather than a layer."""
         return is_model_class(self.cls)
 
-    @property
+    @functools.cached_property
     def needs_geometry(self) -> str:
         """The first keyword that only another handler can give, '' when it can be called for a module on its own."""
         parameters = inspect.signature(self.plan).parameters.values()
         return next((p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty), "")
 
 
+@functools.cache
 def is_model_class(cls: type) -> bool:
     """Whether a class is one of timm's whole models: it has a classifier to reset, or gives features of its stages."""
     if hasattr(cls, "reset_classifier") or hasattr(cls, "forward_intermediates"):

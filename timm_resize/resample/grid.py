@@ -13,6 +13,9 @@ from torch import Tensor
 from timm_resize.resample import serial
 from timm_resize.resample.axis import AxisMap, Magnitude
 
+COLUMNS = 256
+"""Numbers of each cell that are mapped at a time: two to five times faster than all of them, or few."""
+
 
 @dataclass(frozen=True)
 class Resample:
@@ -88,9 +91,42 @@ class Resample:
             return tensor.new_empty(shape)
         if self.is_identity:
             return tensor.detach().clone(memory_format=torch.contiguous_format)
+        if self._is_wide(shape):
+            return self._mapped_by_columns(tensor.detach(), shape)
         device = tensor.device if tensor.device.type in _HAVE_FLOAT64 else torch.device("cpu")
         out = self._apply(serial.converted(tensor.detach().to(device), torch.float64))
         return serial.converted(out, tensor.dtype).to(tensor.device)
+
+    def _is_wide(self, shape: Sequence[int]) -> bool:
+        """Whether a tensor of the new `shape` is one grid of two axes with many numbers in each cell, or many grids."""
+        if len(self.axes) != 2 or self.then is not None or self.before != 1 or self.after != 1:
+            return False
+        lead, rest = math.prod(shape[: self.dim]), math.prod(shape[self.dim + (1 if self.flat else 2) :])
+        return min(lead, rest) == 1 and max(lead, rest) >= 4
+
+    def _mapped_by_columns(self, tensor: Tensor, shape: Sequence[int]) -> Tensor:
+        """Map a wide tensor some columns at a time, so that what is in float64 stays in the cache."""
+        rows, columns = self.axes
+        device = tensor.device if tensor.device.type in _HAVE_FLOAT64 else torch.device("cpu")
+        row_matrix, column_matrix = rows.matrix().to(device), columns.matrix().to(device)
+        width = math.prod(shape[: self.dim]) * math.prod(shape[self.dim + (1 if self.flat else 2) :])
+        out = tensor.new_empty(shape, device=device)
+        first = math.prod(shape[: self.dim]) == 1  # the grid comes first, then what is in its cells
+        old, new = ((t.reshape(-1, width) if first else t.reshape(width, -1).T) for t in (tensor.to(device), out))
+        end = len(new) - self.suffix
+        if self.prefix or self.suffix:
+            new[: self.prefix] = old[: self.prefix]
+            new[end:] = old[len(old) - self.suffix :]
+        old = old[self.prefix : len(old) - self.suffix]
+        grid = new[self.prefix : end].unflatten(0, (rows.new, columns.new))
+        for start in range(0, width, COLUMNS):
+            part = old[:, start : start + COLUMNS].to(torch.float64, memory_format=torch.contiguous_format)
+            count = part.shape[1]
+            part = torch.mm(row_matrix, part.reshape(rows.old, columns.old * count))
+            part = part.view(rows.new, columns.old, count).transpose(0, 1).reshape(columns.old, rows.new * count)
+            part = torch.mm(column_matrix, part).view(columns.new, rows.new, count)
+            grid[:, :, start : start + COLUMNS] = part.transpose(0, 1)
+        return out.to(tensor.device)
 
     def differentiable(self, tensor: Tensor) -> Tensor:
         """As a call, but part of autograd's graph: gradients go through the map to `tensor`."""
