@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import random
 import tempfile
@@ -11,6 +12,7 @@ from typing import Any
 
 import timm
 import torch
+from torch import nn
 
 import timm_resize
 import timm_resize.apply
@@ -71,8 +73,7 @@ class Sequence:
         for param, state in self.optimizer.state.items():
             assert all(v.shape == param.shape for k, v in state.items() if k != "step")
         assert timm_resize.plan_resize(self.model).new_size == self.size
-        with torch.device("meta"):
-            fresh = timm_resize.create_model(self.name, img_size=self.size, **EXAMPLES[self.name])
+        fresh = self._fresh()
         assert {n: p.shape for n, p in self.model.named_parameters()} == {
             n: p.shape for n, p in fresh.named_parameters()
         }
@@ -80,6 +81,16 @@ class Sequence:
         with torch.no_grad():
             dtype = params[0].dtype
             assert first(self.model(image(self.size).to(dtype))).isfinite().all()
+
+    def _fresh(self) -> nn.Module:
+        """Stock's model after stock's own `set_input_size`, where it has one: it gives Swin other windows than building."""
+        with torch.device("meta"):
+            fresh = stock(self.name, **EXAMPLES[self.name])
+            if hasattr(fresh, "set_input_size"):
+                with contextlib.suppress(Exception):  # stock's fails at some sizes
+                    fresh.set_input_size(img_size=self.size)
+                    return fresh
+            return timm_resize.create_model(self.name, img_size=self.size, **EXAMPLES[self.name])
 
     def resize(self) -> None:
         self.size = self.pick.choice(self.choices)

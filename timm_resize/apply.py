@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -159,13 +160,13 @@ def resize_(model: nn.Module, img_size: Any = None, *, optimizer: Any = None, em
     root = find_model(model)
     if grad not in ("clear", "resample"):
         raise ResizeError(f"{type(root).__name__}: grad={grad!r} is not known. Use 'clear' or 'resample'.")
-    if isinstance(img_size, ResizePlan):
-        if options:
-            raise ResizeError(f"{type(root).__name__}: a plan takes no further options. Make the plan with them.")
+    if isinstance(img_size, ResizePlan) and options:
+        raise ResizeError(f"{type(root).__name__}: a plan takes no further options. Make the plan with them.")
+    with _resizing:  # threads take turns, from the plan to the last write
         plan = img_size
-    else:
-        plan = plan_request(root, make_request(type(root).__name__, img_size, **options))
-    remarks = apply_plan(root, plan, optimizer=optimizer, ema=ema, options=options, outer=model, grad=grad)
+        if not isinstance(plan, ResizePlan):
+            plan = plan_request(root, make_request(type(root).__name__, img_size, **options))
+        remarks = apply_plan(root, plan, optimizer=optimizer, ema=ema, options=options, outer=model, grad=grad)
     return replace(plan, notes=(*plan.notes, *remarks)) if remarks else plan
 
 
@@ -194,12 +195,33 @@ def apply_plan(root: nn.Module, plan: ResizePlan, *, optimizer: Any = None, ema:
             remarks += said
         if grad == "resample":
             writes += _gradient_writes(maps)
+        refuse_running(root)
         with Transaction() as transaction:
             for write in writes:
                 write(transaction)
     for text in plan.warnings:
         warnings.warn(f"{plan.model}: {text}", stacklevel=3)
     return remarks
+
+
+def refuse_running(root: nn.Module) -> None:
+    """Raise ResizeError while another thread is inside the model: half of its forward would be of another size.
+
+    Seen in the threads' stacks, so that a forward pays nothing. One that starts while the writes go on, about a
+    millisecond, is not seen.
+    """
+    if threading.active_count() == 1:
+        return
+    here = threading.get_ident()
+    for thread, top in sys._current_frames().items():
+        frame = top if thread != here else None
+        while frame is not None:
+            if frame.f_code.co_varnames[:1] == ("self",) and frame.f_locals.get("self") is root:
+                raise ResizeError(
+                    f"{type(root).__name__}: another thread is in its {frame.f_code.co_name}. Wait for it, or serve "
+                    "several sizes at once with timm_resize.MultiSize."
+                )
+            frame = frame.f_back
 
 
 def _gradient_writes(maps: dict[nn.Parameter, Resample]) -> Writes:

@@ -20,7 +20,7 @@ from timm_resize.locate import current_size, find_model
 
 _aten = torch.ops.aten
 
-_SOFTMAX = {_aten._softmax, _aten._safe_softmax}
+_SOFTMAX = {getattr(_aten, name) for name in ("_softmax", "_safe_softmax") if hasattr(_aten, name)}
 _PRODUCT = {_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm, _aten.convolution}
 
 

@@ -154,10 +154,12 @@ def shapes_at(root: nn.Module, **options: Any) -> dict[str, tuple[int, ...] | No
         return None
 
 
-@functools.cache
-def takes_img_size(cls: type) -> bool:
+def _takes_img_size(cls: type) -> bool:
     """Whether the class's constructor has `img_size`."""
     return "img_size" in inspect.signature(cls).parameters
+
+
+takes_img_size: Callable[[type], bool] = functools.cache(_takes_img_size)
 
 
 def _bookkeeping(ctx: Context, root: nn.Module, new: Size) -> list[Change]:

@@ -59,14 +59,15 @@ class Handler:
         return next((p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty), "")
 
 
-@functools.cache
-def is_model_class(cls: type) -> bool:
+def _is_model_class(cls: type) -> bool:
     """Whether a class is one of timm's whole models: it has a classifier to reset, or gives features of its stages."""
     if hasattr(cls, "reset_classifier") or hasattr(cls, "forward_intermediates"):
         return True
     code = getattr(inspect.getattr_static(cls, "__init__"), "__code__", None)  # EfficientNetFeatures and the like
     return code is not None and "out_indices" in code.co_varnames and issubclass(cls, nn.Module)
 
+
+is_model_class: Callable[[type], bool] = functools.cache(_is_model_class)
 
 _handlers: dict[type, Handler] = {}
 _loaded = False

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timm_resize.apply import Transaction, _like, _resizing, model_writes, touched
+from timm_resize.apply import Transaction, _like, _resizing, model_writes, refuse_running, touched
 from timm_resize.buffers import new_buffers, own, set_attribute
 from timm_resize.errors import ResizeError
 from timm_resize.geometry import Size, parse_size
@@ -335,6 +335,7 @@ def at_size(model: nn.Module, img_size: Any, **options: Any) -> Iterator[ResizeP
     size = current_size(root)
     with torch.inference_mode(False), torch.no_grad(), _resizing:
         plan = plan_request(root, make_request(type(root).__name__, img_size, **options))
+        refuse_running(root)
         with Transaction() as transaction:
             for write in model_writes(root, plan, {}):
                 write(transaction)

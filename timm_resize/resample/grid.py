@@ -99,7 +99,7 @@ class Resample:
 
     def _is_wide(self, shape: Sequence[int]) -> bool:
         """Whether a tensor of the new `shape` is one grid of two axes with many numbers in each cell, or many grids."""
-        if len(self.axes) != 2 or self.then is not None or self.before != 1 or self.after != 1:
+        if type(self) is not Resample or len(self.axes) != 2 or self.then or (self.before, self.after) != (1, 1):
             return False
         lead, rest = math.prod(shape[: self.dim]), math.prod(shape[self.dim + (1 if self.flat else 2) :])
         return min(lead, rest) == 1 and max(lead, rest) >= 4
