@@ -83,7 +83,7 @@ class Sequence:
             assert first(self.model(image(self.size).to(dtype))).isfinite().all()
 
     def _fresh(self) -> nn.Module:
-        """Stock's model after stock's own `set_input_size`, where it has one: it gives Swin other windows than building."""
+        """Stock's model after stock's `set_input_size`, where it has one: Swin gets other windows than by building."""
         with torch.device("meta"):
             fresh = stock(self.name, **EXAMPLES[self.name])
             if hasattr(fresh, "set_input_size"):

@@ -120,6 +120,22 @@ def test_scripts_and_traces(name):
             script(image((16, 16)))
 
 
+@pytest.mark.parametrize("name", ["levit_128s", "pit_ti_224"])
+def test_symbolic_tracing(name):
+    """torch.fx traces a guarded model as it traces stock's; the graph computes the same."""
+    from timm.models._features_fx import GraphExtractNet
+
+    model = guarded(name)
+    x = image(current_size(model))
+    last = [path for path, _ in model.named_modules() if path.startswith(("stages.", "transformers."))][-1]
+    graph = GraphExtractNet(copy.deepcopy(model), [last])
+    seen = []
+    model.get_submodule(last).register_forward_hook(lambda module, args, output: seen.append(output))
+    with torch.inference_mode():
+        model(x)
+        torch.testing.assert_close(graph(x)[0], seen[0])
+
+
 def test_exports():
     """torch.export and torch.compile take a guarded model; no check is left in the graph."""
     model = guarded("mvitv2_tiny").eval()

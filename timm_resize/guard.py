@@ -1,8 +1,8 @@
 """A check of the input's size for families that run silently wrong at a size they are not set to.
 
 A plain attribute and one forward pre-hook, which a resize keeps up to date: four comparisons of integers, so that it
-costs microseconds, vanishes under `torch.jit.trace`, becomes constants under `torch.compile` and `torch.export`, and
-compiles under `torch.jit.script`.
+costs microseconds, vanishes under `torch.jit.trace` and `torch.fx`, becomes constants under `torch.compile` and
+`torch.export`, and compiles under `torch.jit.script`.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Tuple  # noqa: UP035  (torch.jit.script reads the hook's annotations as written)
 
 import torch
+import torch.fx
 
 from timm_resize.errors import InvalidSizeError
 from timm_resize.geometry import Size
@@ -47,6 +48,12 @@ def guard_of(model: str, image: Size, given: Size, grid: Callable[[Size], Size])
 
 def check_input_size(self, args: Tuple[torch.Tensor]) -> None:  # noqa: UP006
     """Raise InvalidSizeError if the input (batch, channels, h, w) is not of the size that the module is set to."""
+    if torch.jit.is_scripting():  # noqa: SIM108  the compiler of scripts drops the other branch
+        symbolic = False
+    else:
+        symbolic = isinstance(args[0], torch.fx.Proxy)  # torch.fx follows no comparison; its graph has no check
+    if symbolic:
+        return
     model, height, width, h_min, h_max, w_min, w_max = self.input_guard
     h, w = args[0].shape[-2], args[0].shape[-1]
     if h < h_min or h > h_max or w < w_min or w > w_max:
