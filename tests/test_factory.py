@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
 import sys
 import threading
 import types
 import warnings
+from pathlib import Path
 
 import pytest
 import timm
@@ -107,6 +109,35 @@ def test_install_refuses_a_timm_that_something_else_patched(monkeypatch):
     with pytest.raises(timm_resize.ResizeError, match=r"timm\.models\._factory\.load_checkpoint was replaced"):
         timm_resize.install()
     assert timm_objects() == before
+
+
+WITHOUT = """
+import importlib, sys
+import timm
+module, name = sys.argv[1].rsplit(".", 1)
+delattr(importlib.import_module(module), name)
+import timm_resize
+before = {k: id(v) for k, v in vars(timm.models._factory).items()}
+try:
+    timm_resize.install()
+except timm_resize.ResizeError as error:
+    print(error)
+assert before == {k: id(v) for k, v in vars(timm.models._factory).items()}
+assert not hasattr(timm.models.resnet.ResNet, "set_input_size")
+assert timm.models.resnet.resnet10t(num_classes=2).num_classes == 2
+"""
+
+
+@pytest.mark.parametrize("name", ["timm.models._factory._resolve_model_source", "timm.models._builder.load_pretrained",
+                                  "timm.models._helpers.load_checkpoint", "timm.models._hub.hf_split",
+                                  "timm.models._registry._model_to_module"])  # fmt: skip
+def test_install_names_what_this_timm_lacks(name):
+    """With a private name of timm gone, the package imports, `install` says which it is, and timm is untouched."""
+    run = subprocess.run([sys.executable, "-c", WITHOUT, name], cwd=Path(__file__).parents[1], capture_output=True,
+                         text=True)  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == (f"timm {timm.__version__} has no {name}, which timm_resize relies on. Use timm 1.0.31, or a "
+                          "newer timm_resize.\n")  # fmt: skip
 
 
 def test_our_create_model_leaves_timm_as_it_is(tmp_path):

@@ -23,7 +23,7 @@ from timm_resize.plan import ResizePlan
 from timm_resize.planner import make_request, plan_request, shapes_at
 from timm_resize.resample import Resample
 
-_stock_load_checkpoint = original(_helpers.load_checkpoint)
+_stock_load_checkpoint = original(getattr(_helpers, "load_checkpoint", None))
 
 
 SQUARES = tuple(dict.fromkeys([

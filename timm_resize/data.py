@@ -12,7 +12,7 @@ from timm_resize.graft import original
 from timm_resize.history import CHAIN
 from timm_resize.locate import current_size, find_model
 
-_stock_resolve = original(_config.resolve_data_config)
+_stock_resolve = original(getattr(_config, "resolve_data_config", None))
 
 
 def data_config(model: nn.Module, **args: Any) -> dict[str, Any]:

@@ -21,9 +21,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import timm
 import torch
 from timm.data import config as _config
-from timm.models import _factory, _features, _helpers
+from timm.models import _builder, _factory, _features, _helpers, _hub, _registry
 from torch import nn
 
 from timm_resize import checkpoint, data, fast_init
@@ -52,7 +53,18 @@ GEOMETRY = (
 """Constructor keywords that a pretrained build leaves at the checkpoint's values and a resize then sets."""
 
 _stock_create_model = _factory.create_model
-_stock = {name: getattr(_factory, name) for name in ("_resolve_model_source", "model_entrypoint", "load_checkpoint")}
+_SEAM_NAMES = ("_resolve_model_source", "model_entrypoint", "load_checkpoint")
+_stock: dict[str, Any] = {name: getattr(_factory, name, None) for name in _SEAM_NAMES}
+
+_RELIED_ON: tuple[tuple[types.ModuleType, tuple[str, ...]], ...] = (
+    (_factory, _SEAM_NAMES),
+    (_builder, ("load_pretrained", "_resolve_pretrained_source")),
+    (_helpers, ("load_checkpoint", "load_state_dict", "_torch_load")),
+    (_hub, ("save_config_for_hf", "hf_split")),
+    (_registry, ("_model_to_module", "_module_to_models")),
+    (_config, ("resolve_data_config",)),
+)
+"""Names of timm that are not part of its public interface, without which the plugin cannot work."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +213,8 @@ _SEAM: dict[str, Any] = {
 }
 
 
-_GRAFTS = ((_config.resolve_data_config, data.seam), (_helpers.load_checkpoint, checkpoint.seam))
+_GRAFTS = ((getattr(_config, "resolve_data_config", None), data.seam),
+           (getattr(_helpers, "load_checkpoint", None), checkpoint.seam))  # fmt: skip
 """Functions of timm that users call themselves, under names that they imported."""
 
 
@@ -287,6 +300,7 @@ def install(*, fast_init: bool = True) -> _Installed:
     """
     with _installed.lock:
         if _installed.depth == 0:
+            _check_timm()
             for name, stock in _stock.items():
                 if vars(_factory).get(name) is not stock:
                     raise ResizeError(f"timm: {_factory.__name__}.{name} was replaced by something else. Undo that.")
@@ -299,6 +313,17 @@ def install(*, fast_init: bool = True) -> _Installed:
         _installed.depth += 1
         _installed.told.append(fast_init)
     return _installed
+
+
+def _check_timm() -> None:
+    """Raise ResizeError where this timm is not one that the plugin can be put into."""
+    gone = [f"{module.__name__}.{name}" for module, names in _RELIED_ON for name in names if not hasattr(module, name)]
+    gone += [f"{name} in create_model" for name in _SEAM_NAMES if name not in _stock_create_model.__code__.co_names]
+    if gone:
+        raise ResizeError(
+            f"timm {timm.__version__} has no {' and no '.join(gone)}, which timm_resize relies on. Use timm 1.0.31, or "
+            "a newer timm_resize."
+        )
 
 
 def uninstall() -> None:

@@ -9,7 +9,9 @@ _stock: dict[Any, types.CodeType] = {}
 
 
 def original(function: Any) -> Any:
-    """Return a function that runs what `function` runs now, whatever is grafted onto that later."""
+    """Return a function that runs what `function` runs now, whatever is grafted onto that later; None for None."""
+    if function is None:  # a timm without it, which `install` refuses
+        return None
     copy_ = types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__)
     copy_.__kwdefaults__ = function.__kwdefaults__
     return copy_

@@ -24,7 +24,7 @@ from timm_resize.history import checkpoint_file, recorded_size
 from timm_resize.locate import current_size, find_model, model_handler
 from timm_resize.planner import make_request, plan_request
 
-_stock_load_pretrained = _builder.load_pretrained
+_stock_load_pretrained: Any = getattr(_builder, "load_pretrained", None)
 _loads = {"now": 0}
 _loads_lock = threading.Lock()
 _local = threading.local()
@@ -122,8 +122,8 @@ def _loading(target: dict[str, Any] | None) -> Iterator[None]:
                 _builder.load_pretrained = _stock_load_pretrained
 
 
-@functools.wraps(_stock_load_pretrained)
 def _load_pretrained(model: nn.Module, *args: Any, **kwargs: Any) -> None:
+    """As timm's, for this thread's target."""
     target = getattr(_local, "target", None)
     if target is not None:
         kwargs["filter_fn"] = functools.partial(_filter_at_source, kwargs.get("filter_fn"), target)
