@@ -106,6 +106,8 @@ def backbone_size(backbone: nn.Module, ctx: Context, in_chans: int) -> Size:
     try:
         with torch.no_grad():
             out = twin(torch.empty(1, in_chans, *ctx.new_size, device="meta", dtype=dtype))
+    except torch.cuda.OutOfMemoryError:  # also of the CPU; says nothing of the size
+        raise
     except RuntimeError as error:
         ctx.invalid(f"cannot pass the convolutional backbone ({error})")
     out = out[-1] if isinstance(out, (list, tuple)) else out
