@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -102,3 +103,63 @@ def test_every_door_gives_the_same_tensors(name, tmp_path):
             assert have.keys() == wanted.keys(), door
             for key, value in wanted.items():
                 assert torch.equal(have[key], value), f"{door}: {key}"
+
+
+def jax_archive(model, path):
+    """Write a ViT's weights as Google's JAX releases hold them: (h, w, in, out) kernels, heads apart."""
+    state, heads = {k: v.numpy() for k, v in model.state_dict().items()}, model.blocks[0].attn.num_heads
+    dim = model.embed_dim
+    out = {
+        "embedding/kernel": state["patch_embed.proj.weight"].transpose(2, 3, 1, 0),
+        "embedding/bias": state["patch_embed.proj.bias"],
+        "cls": state["cls_token"],
+        "Transformer/posembed_input/pos_embedding": state["pos_embed"],
+        "Transformer/encoder_norm/scale": state["norm.weight"],
+        "Transformer/encoder_norm/bias": state["norm.bias"],
+        "head/kernel": state["head.weight"].T,
+        "head/bias": state["head.bias"],
+    }
+    for i in range(len(model.blocks)):
+        ours, theirs = f"blocks.{i}.", f"Transformer/encoderblock_{i}/"
+        for a, b in (("norm1", "LayerNorm_0"), ("norm2", "LayerNorm_2")):
+            out[f"{theirs}{b}/scale"], out[f"{theirs}{b}/bias"] = state[f"{ours}{a}.weight"], state[f"{ours}{a}.bias"]
+        attention = f"{theirs}MultiHeadDotProductAttention_1/"
+        parts = zip(("query", "key", "value"), state[f"{ours}attn.qkv.weight"].reshape(3, dim, dim),
+                    state[f"{ours}attn.qkv.bias"].reshape(3, dim), strict=True)  # fmt: skip
+        for part, weight, bias in parts:
+            out[f"{attention}{part}/kernel"] = weight.T.reshape(dim, heads, -1)
+            out[f"{attention}{part}/bias"] = bias.reshape(heads, -1)
+        out[f"{attention}out/kernel"] = state[f"{ours}attn.proj.weight"].T.reshape(heads, -1, dim)
+        out[f"{attention}out/bias"] = state[f"{ours}attn.proj.bias"]
+        for a, b in (("fc1", "Dense_0"), ("fc2", "Dense_1")):
+            out[f"{theirs}MlpBlock_3/{b}/kernel"] = state[f"{ours}mlp.{a}.weight"].T
+            out[f"{theirs}MlpBlock_3/{b}/bias"] = state[f"{ours}mlp.{a}.bias"]
+    np.savez(path, **out)
+
+
+@pytest.mark.parametrize("size", [(224, 224), (320, 320), (96, 160)])
+def test_archives_of_jax_arrays(size, tmp_path):
+    """A .npz checkpoint opens at another size as stock's own loader fits it (plain bilinear), through both doors."""
+    name, kwargs = "vit_tiny_patch16_224", {"depth": 2, "num_classes": 3}
+    model, path = redraw_(stock(name, **kwargs)), str(tmp_path / "weights.npz")
+    jax_archive(model, path)
+    overlay = {"pretrained": True, "pretrained_cfg_overlay": {"file": path, "custom_load": True, "num_classes": 3}}
+    theirs = stock(name, img_size=size, **kwargs, **overlay)
+    with timm_resize.install():
+        for how in (overlay, {"checkpoint_path": path}):
+            ours = timm.create_model(name, img_size=size, **kwargs, **how)
+            for key, value in tensors(theirs).items():
+                torch.testing.assert_close(tensors(ours)[key], value, atol=1e-5, rtol=0)
+    assert size != (224, 224) or all(torch.equal(v, tensors(model)[k]) for k, v in tensors(theirs).items())
+
+
+@pytest.mark.parametrize("size", [(224, 224), (320, 320), (96, 160)])
+def test_layouts_of_other_programs(size):
+    """A checkpoint by open_clip's names opens at another size as stock's filter fits it."""
+    name, kwargs = "vit_tiny_patch16_224", {"depth": 2, "num_classes": 3}
+    state = {f"visual.trunk.{k}": v for k, v in redraw_(stock(name, **kwargs)).state_dict().items()}
+    overlay = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state, "num_classes": 3}}
+    theirs = stock(name, img_size=size, **kwargs, **overlay)
+    ours = timm_resize.create_model(name, img_size=size, **kwargs, **overlay)
+    for key, value in tensors(theirs).items():
+        torch.testing.assert_close(tensors(ours)[key], value, atol=1e-5, rtol=0)
