@@ -17,6 +17,7 @@ import copy
 import gc
 import json
 import logging
+import math
 import os
 import resource
 import statistics
@@ -26,6 +27,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -316,9 +318,35 @@ def imports(arguments: argparse.Namespace, speed: dict[str, float], folder: Path
         row(f"`{code}`", times)
 
 
+def files(arguments: argparse.Namespace, speed: dict[str, float], folder: Path) -> None:
+    """Memory of its own, without mapped files, that `timm-resize convert` takes beyond what `timm-resize plan` does."""
+    head("Convert a file", "model", "MB", "size", "memory beyond planning, MB", "resized tensors, MB")
+    for name in QUICK[:1] if arguments.quick else ("vit_large_patch16_224", "swin_base_patch4_window7_224"):
+        model, path = timm.create_model(name), folder / f"{name}.safetensors"
+        save_file(model.state_dict(), path)
+        plan = timm_resize.plan_resize(model, 384)
+        resized = sum(4 * math.prod(c.new) for c in plan.tensors if c.kind == "parameter")
+        output = ("--img-size", "384", "--output", folder / name)
+        extra = own_memory("convert", path, "--model", name, *output) - own_memory("plan", name, *output[:2])
+        row(name, f"{path.stat().st_size / 1e6:.0f}", "384", f"{extra / 1e6:.0f}", f"{resized / 1e6:.1f}")
+
+
+def own_memory(*command: Any) -> int:
+    """Return the peak of the anonymous memory of a command line, in bytes, looked at every two milliseconds."""
+    process = subprocess.Popen([sys.executable, "-m", "timm_resize", *map(str, command)], stdout=subprocess.DEVNULL)
+    most = 0
+    while process.poll() is None:
+        with suppress(OSError, StopIteration):
+            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            most = max(most, int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) * 1024)
+        time.sleep(0.002)
+    assert process.returncode == 0
+    return most
+
+
 SECTIONS: dict[str, Callable[[argparse.Namespace, dict[str, float], Path], None]] = {
     "create": create, "resize": resize, "masks": masks, "save": save, "convert": convert, "forward": forward,
-    "imports": imports,
+    "imports": imports, "files": files,
 }  # fmt: skip
 
 
