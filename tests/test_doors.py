@@ -18,12 +18,14 @@ from timm_resize.hub import plain_tensors
 from timm_resize.locate import current_size
 from timm_resize.registry import families
 
-EXAMPLES = {name: kwargs for family in families() if family.state for name, kwargs in family.examples.items()}
+EXAMPLES = {min(family.examples): family.examples[min(family.examples)] for family in families()
+            if family.state and family.examples} | {"flexivit_small": {"depth": 1}}  # fmt: skip
+"""One model of each family with state, and one whose checkpoint stock's filter reads with options of its own."""
 
 DOORS = ("local-dir", "file", "pickle", "state_dict", "checkpoint_path", "averaged", "wrapped", "load_checkpoint",
          "resize_state_dict")  # fmt: skip
 
-BY_CONFIG = {"crossvit_15_dagger_408", "swinv2_cr_tiny_224", "swinv2_cr_tiny_ns_224"}
+BY_CONFIG = {"crossvit_15_dagger_408", "swinv2_cr_tiny_224"}
 """Models whose saved config decides: it gives a branch's scale, or the window, as of the size saved at."""
 
 
