@@ -14,6 +14,8 @@ from urllib.parse import unquote, urlsplit
 import yaml
 
 TOKEN = "hf_test_token"
+TIMEOUT = 0.5
+"""Seconds that the client waits in the tests of late answers."""
 
 
 @dataclass
@@ -29,11 +31,11 @@ class Repository:
 
 @dataclass
 class Hub:
-    """What the server knows, and the faults to inject: (method, part of the path) → what to do once per entry."""
+    """What the server knows, and the fault to inject: what to do instead of answering which request, from 0."""
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
-    faults: list[tuple[str, str, Any]] = field(default_factory=list)
+    faults: dict[int, int | str] = field(default_factory=dict)
     requests: list[tuple[str, str]] = field(default_factory=list)
     url: str = ""
 
@@ -55,23 +57,23 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(data)
 
-    def faulty(self, path: str) -> bool:
-        """Play the next fault for this request: a status, "cut" for half an answer, "drop" for none."""
-        for entry in self.hub.faults:
-            method, part, fault = entry
-            if method == self.command and part in path:
-                self.hub.faults.remove(entry)
-                self.body = self.read()
-                if isinstance(fault, int):
-                    self.answer(fault, {"error": "injected"})
-                elif fault == "cut":
-                    self.send_response(200)
-                    self.send_header("Content-Length", "1000000")
-                    self.end_headers()
-                    self.wfile.write(b"half")
-                self.close_connection = True
-                return True
-        return False
+    def faulty(self, number: int) -> bool:
+        """Play a request's fault: a status, "cut" for half an answer, "drop" for none, "hang" for a very late one."""
+        fault = self.hub.faults.pop(number, None)
+        if fault is None:
+            return False
+        self.read()
+        if isinstance(fault, int):
+            self.answer(fault, {"error": "injected"})
+        elif fault == "cut":
+            self.send_response(200)
+            self.send_header("Content-Length", "1000000")
+            self.end_headers()
+            self.wfile.write(b"half")
+        elif fault == "hang":
+            threading.Event().wait(3 * TIMEOUT)
+        self.close_connection = True
+        return True
 
     def read(self) -> bytes:
         if self.headers.get("Transfer-Encoding") == "chunked":
@@ -95,7 +97,7 @@ class Handler(BaseHTTPRequestHandler):
     def route(self) -> None:
         path = unquote(urlsplit(self.path).path).strip("/")
         self.hub.requests.append((self.command, path))
-        if self.faulty(path):
+        if self.faulty(len(self.hub.requests) - 1):
             return
         parts = path.split("/")
         if path == "api/repos/create":

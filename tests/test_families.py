@@ -181,7 +181,7 @@ def test_parameters_keep_their_identity(name, checkpoint):
         assert after[n].grad.shape == after[n].shape, n
 
 
-def test_a_failing_write_leaves_everything(name, checkpoint, monkeypatch):
+def test_a_failing_write_leaves_everything(name, checkpoint, monkeypatch, record_property):
     """An exception at each single write leaves every tensor object, value and attribute as before."""
     model = copy.deepcopy(checkpoint[0])
     size = sizes_for(model)[0]
@@ -217,6 +217,7 @@ def test_a_failing_write_leaves_everything(name, checkpoint, monkeypatch):
         assert "_resize_chain" not in model.__dict__
         point += 1
     assert point >= 1
+    record_property("faults", point)
 
 
 def test_plans_work_on_the_meta_device(name, checkpoint):

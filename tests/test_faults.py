@@ -41,8 +41,8 @@ def prepared(name):
     return model, optimizer, copy.deepcopy(model)
 
 
-def assert_every_fault_is_harmless(name, faults):
-    """Inject faults at the operations that `faults(count)` names; returns how many."""
+def faults_injected(name, faults):
+    """Inject faults at the operations that `faults(count)` names, check after each; returns how many there were."""
     model, optimizer, ema = prepared(name)
     size = timm_resize.nearest_sizes(model, tuple(side + 64 for side in current_size(model)))[0]
     for _ in range(2):  # the first fills caches of maps, which the second finds
@@ -82,13 +82,13 @@ def _quiet():
 
 
 @pytest.mark.parametrize("name", sorted(EXAMPLES)[::7])
-def test_some_operations(name):
+def test_some_operations(name, record_property):
     """The first and two more of the operations that the model itself takes."""
-    assert_every_fault_is_harmless(name, lambda count: sorted({at for at in (1, count // 2, count) if 0 < at <= count}))
+    record_property("faults", faults_injected(name, lambda n: sorted({at for at in (1, n // 2, n) if 0 < at <= n})))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
-def test_every_operation(name):
+def test_every_operation(name, record_property):
     """Each operation that the model itself takes."""
-    assert_every_fault_is_harmless(name, lambda count: range(1, count + 1))
+    record_property("faults", faults_injected(name, lambda n: range(1, n + 1)))

@@ -6,15 +6,16 @@ import json
 import os
 import subprocess
 import sys
+import time
 
-import huggingface_hub.constants
+import huggingface_hub
 import pytest
 import timm
 import torch
 from huggingface_hub.errors import RepositoryNotFoundError
 
 import timm_resize
-from tests.hub_server import TOKEN, serve
+from tests.hub_server import TIMEOUT, TOKEN, serve
 from tests.oracle import image
 from timm_resize.cli import main
 
@@ -154,39 +155,69 @@ def test_private_repositories_and_branches(hub, monkeypatch):
         timm.create_model("hf-hub:me/model", pretrained=True, cache_dir="elsewhere")
 
 
-@pytest.mark.parametrize(("method", "path", "fault"), [
-    ("PUT", "upload/", 403), ("PUT", "upload/", "drop"), ("POST", "commit/", 413), ("POST", "commit/", 503),
-    ("POST", "batch", 403), ("POST", "preupload", 403), ("POST", "repos/create", 403), ("POST", "validate-yaml", 400),
-])  # fmt: skip
-def test_an_upload_that_breaks(hub, method, path, fault):
+RARER = (400, 401, 404, 409, 413, 429, 500, 502)
+FAULTS = (403, 503, "cut", "drop", "hang", *(pytest.param(status, marks=pytest.mark.slow) for status in RARER))
+"""What a request gets instead of its answer."""
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """A client that waits half a second for an answer, and not at all before it tries again."""
+    client = huggingface_hub.utils.get_session()
+    monkeypatch.setattr(client, "timeout", TIMEOUT)
+    for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
+        monkeypatch.setattr(huggingface_hub.constants, name, TIMEOUT)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_upload_that_breaks_at_any_request(hub, impatient, fault, record_property):
     """Whatever breaks on the way, the repository is at its last commit or at the new one, whole; again works."""
     timm_resize.push_to_hub(build(), "me/model")
-    del files(hub)["README.md"]  # so that a card is sent again
-    before, model = files(hub), build(size=64)
-    hub.faults.append((method, path, fault))
-    try:
+
+    def push(model, at=None):
+        """Push, with the fault at request `at`; returns the number of requests."""
+        files(hub).pop("README.md", None)  # so that a card is sent again
+        hub.objects.clear()  # and the weights
+        start = len(hub.requests)
+        hub.faults = {} if at is None else {start + at: fault}
         timm_resize.push_to_hub(model, "me/model")
-        assert_loads(model)
-    except Exception:  # whatever the client raises
-        assert files(hub) == before
-    assert hub.faults == []
-    timm_resize.push_to_hub(model, "me/model")
-    assert_loads(model)
+        return len(hub.requests) - start
 
-
-def test_a_download_that_is_cut(hub):
-    """Half a weights file is an error or is fetched again, never a model of half the weights."""
-    model = build()
-    timm_resize.push_to_hub(model, "me/model")
-    hub.faults.append(("GET", "model.safetensors", "cut"))
-    with timm_resize.install():
+    requests = push(build(size=64))
+    assert requests >= 6
+    for at in range(requests):
+        before, model = dict(files(hub)), build(size=96 if at % 2 else 128)
         try:
-            assert_loads(model)
-        except AssertionError:
-            raise
+            push(model, at)
         except Exception:  # whatever the client raises
-            assert_loads(model)
-    assert hub.faults == []
+            before.pop("README.md", None)
+            assert files(hub) == before, at
+            push(model)
+        assert_loads(model)
+    record_property("faults", requests)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_download_that_breaks_at_any_request(hub, impatient, fault, tmp_path, record_property):
+    """A broken answer is an error or is fetched again, never a model of half the weights; again works."""
+    model, at = build(), 0
+    timm_resize.push_to_hub(model, "me/model")
+    with timm_resize.install():
+        while True:
+            start = len(hub.requests)
+            hub.faults = {start + at: fault}
+            try:
+                assert_loads(model, cache_dir=tmp_path / f"{at}")
+            except AssertionError:
+                raise
+            except Exception:  # whatever the client raises
+                assert_loads(model, cache_dir=tmp_path / f"{at}")
+            if hub.faults:
+                break
+            at += 1
+    assert at >= 3
+    record_property("faults", at)
 
 
 def test_nothing_is_uploaded_of_what_cannot_be_saved(hub):
