@@ -205,6 +205,38 @@ def test_dtypes(how, old, new, dtype):
 
 
 @EACH
+@pytest.mark.parametrize("width", [1, 4, 9, 70, 600])
+def test_several_at_once(how, old, new, width):
+    """Several tensors of one shape are mapped as each is alone, whatever their strides, dtype and width."""
+    if 3 not in old:
+        pytest.skip("a map without a width")
+    shape = tuple(width if side == 3 else side for side in old)
+    tables = [draw(*shape), draw(*shape, seed=1), draw(*shape, seed=2).transpose(0, -1).contiguous()]
+    tables[2] = tables[2].transpose(0, -1)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        several = [table.to(dtype) for table in tables]
+        out = how.each(several)
+        assert all(torch.equal(a, how(b)) for a, b in zip(out, several, strict=True))
+        assert len({a.untyped_storage().data_ptr() for a in out}) == 3
+        assert all(a.is_contiguous() and a.untyped_storage().nbytes() == a.numel() * a.itemsize for a in out)
+
+
+@pytest.mark.parametrize("width", [1, 4, 70, 600])
+@pytest.mark.parametrize("sides", [((7, 7), (9, 6)), ((14, 14), (37, 37)), ((40, 50), (20, 60))])
+def test_wide_maps_by_their_definition(sides, width):
+    """Each new cell is the sum over old cells of both axes' weights, for any width and size."""
+    old, new = sides
+    how = pos_embed(old, new, prefix=2)
+    table = draw(1, 2 + old[0] * old[1], width)
+    rows, columns = (axis.matrix() for axis in how.axes)
+    cells = table[0, 2:].double().unflatten(0, old)
+    want = torch.einsum("ai,bj,ijc->abc", rows, columns, cells).flatten(0, 1)
+    out = how(table)
+    assert torch.equal(out[:, :2], table[:, :2])
+    torch.testing.assert_close(out[0, 2:].double(), want, atol=1e-6, rtol=1e-6)
+
+
+@EACH
 def test_meta_device(how, old, new):
     """On the meta device only the shape matters."""
     out = how(torch.empty(old, device="meta"))

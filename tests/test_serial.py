@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -35,7 +37,21 @@ def test_copies_are_exact_and_contiguous(shape):
         assert serial.copied(source).is_contiguous()
         assert serial.copied(source).data_ptr() != source.data_ptr() or not source.numel()
         assert torch.equal(serial.converted(source, torch.float64), source.to(torch.float64))
-    assert torch.equal(serial.zeros(shape), torch.zeros(shape))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+@pytest.mark.parametrize("shape", [*SHAPES, (3, 300_000)])
+def test_zeros_are_memory_like_any_other(shape, dtype):
+    """Zeros, also where they are pages that come when touched; written to, copied and saved like any tensor."""
+    zeros = serial.zeros(shape, dtype=dtype, device=torch.device("cpu"))
+    assert (zeros.shape, zeros.dtype) == (torch.Size(shape), dtype)
+    assert torch.equal(zeros, torch.zeros(shape, dtype=dtype))
+    if zeros.numel():
+        zeros.view(-1)[-1] = 3
+        again = copy.deepcopy(zeros)
+        del zeros
+        assert again.view(-1)[-1] == 3
+        assert again.sum() == 3
 
 
 @pytest.mark.parametrize("shape", [s for s in SHAPES if s])

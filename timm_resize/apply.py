@@ -21,7 +21,7 @@ from timm_resize.guard import GUARD, HOOK, check_input_size
 from timm_resize.history import CHAIN, HISTORY, adopted, checkpoint_file, checkpoint_name, extended
 from timm_resize.locate import SIZE_TRAITS, current_size, find_model, model_handler
 from timm_resize.memory import check_memory
-from timm_resize.plan import MISSING, Change, ResizePlan, submodule
+from timm_resize.plan import MISSING, ResizePlan
 from timm_resize.planner import make_request, plan_request
 from timm_resize.resample import Resample, serial
 
@@ -285,15 +285,16 @@ def model_writes(root: nn.Module, plan: ResizePlan, maps: dict[nn.Parameter, Res
     plan.check(root)
     check_memory(root, plan)
     chain, changed = dict(getattr(root, CHAIN, {})), list[str]()
-    buffers = new_buffers(root, plan)
+    modules = plan.modules(root)
+    buffers = new_buffers(modules, plan)
+    resampled = _resampled(modules, plan, chain, changed)
     writes: Writes = []
     for change in plan:
-        module = submodule(root, change.path)
+        module = modules[change.path]
         if change.kind == "parameter" and isinstance(change.how, Resample):
             param = module._parameters[change.name]
             assert param is not None
-            new = _chained(param, change, chain, changed)
-            maps[param] = change.how
+            new, maps[param] = resampled[change.key], change.how
             writes.append(lambda t, p=param, n=new: t.parameter(p, n))  # type: ignore[misc]
         elif change.kind == "buffer":
             value = buffers[change.key]
@@ -326,21 +327,35 @@ def adopt_(root: nn.Module, path: str | None = None, plan: ResizePlan | None = N
         root._resize_chain, root._resize_history = {}, extended(events, plan) if plan else events  # type: ignore
 
 
-def _chained(param: nn.Parameter, change: Change, chain: dict[str, Any], changed: list[str]) -> Tensor:
-    """Resample from the tensor's original when nothing touched it since, and update its link in `chain`."""
-    how, link = change.how, chain.pop(change.key, None)
-    assert isinstance(how, Resample)
-    origin, source = param.detach(), how.source
-    if link is not None and _untouched(link["applied"], param):
-        origin, source = link["origin"].to(param.device), link["source"]
-        how = how.rebase(source)
-    elif link is not None:
-        changed.append(change.key)
-    new = _like(how(origin), param)
-    if not how.is_identity:
-        kept = serial.copied(origin) if origin.data_ptr() == param.data_ptr() else origin
-        chain[change.key] = {"origin": kept, "source": source, "applied": serial.copied(new)}
-    return new
+def _resampled(modules: dict[str, Any], plan: ResizePlan, chain: dict[str, Any],
+               changed: list[str]) -> dict[str, Tensor]:  # fmt: skip
+    """Return the new parameters, equal maps of equal shapes done together; updates their links in `chain`.
+
+    A tensor that nothing touched since the last resize is resampled from its original.
+    """
+    groups: dict[Any, list[tuple[str, nn.Parameter, Tensor, Any]]] = {}
+    for change in plan:
+        how = change.how
+        if change.kind != "parameter" or not isinstance(how, Resample):
+            continue
+        param = modules[change.path]._parameters[change.name]
+        origin, source, link = param.detach(), how.source, chain.pop(change.key, None)
+        if link is not None and _untouched(link["applied"], param):
+            origin, source = link["origin"].to(param.device), link["source"]
+            how = how.rebase(source)
+        elif link is not None:
+            changed.append(change.key)
+        groups.setdefault((how, origin.shape, origin.dtype, origin.device), []).append(
+            (change.key, param, origin, source)
+        )
+    out: dict[str, Tensor] = {}
+    for (how, *_), members in groups.items():
+        for (key, param, origin, source), value in zip(members, how.each([m[2] for m in members]), strict=True):
+            out[key] = new = _like(value, param)
+            if not how.is_identity:
+                kept = serial.copied(origin) if origin.data_ptr() == param.data_ptr() else origin
+                chain[key] = {"origin": kept, "source": source, "applied": serial.copied(new)}
+    return out
 
 
 def _untouched(applied: Tensor, param: Tensor) -> bool:

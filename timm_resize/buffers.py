@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timm_resize.plan import MISSING, Change, Rebuild, Reinitialise, ResizePlan, shape_of, submodule
+from timm_resize.plan import MISSING, Change, Rebuild, Reinitialise, ResizePlan, shape_of
 
 
-def new_buffers(root: nn.Module, plan: ResizePlan) -> dict[str, Tensor | None]:
-    """Compute every new buffer; equal rebuilds are computed once.
+def new_buffers(modules: dict[str, Any], plan: ResizePlan) -> dict[str, Tensor | None]:
+    """Compute every new buffer of the plan's `modules`, by path; equal rebuilds are computed once.
 
     Those that no state dict holds then share their memory: nothing of stock's writes to one. The others are copied,
     as files of tensors that share memory cannot be saved.
@@ -25,10 +25,10 @@ def new_buffers(root: nn.Module, plan: ResizePlan) -> dict[str, Tensor | None]:
             continue
         if isinstance(change.how, Reinitialise):
             if change.path not in shadows:
-                shadows[change.path] = _reinitialised(submodule(root, change.path), change.path, plan)
+                shadows[change.path] = _reinitialised(modules[change.path], change.path, plan)
             out[change.key] = shadows[change.path]._buffers[change.name]
         elif isinstance(change.how, Rebuild):
-            out[change.key] = _rebuilt(submodule(root, change.path), change, change.how, built)
+            out[change.key] = _rebuilt(modules[change.path], change, change.how, built)
         else:
             out[change.key] = None
         if shape_of(out[change.key]) != change.new:

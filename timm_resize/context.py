@@ -11,7 +11,7 @@ from torch import nn
 from timm_resize.errors import ResizeError, UnsupportedModelError
 from timm_resize.geometry import Size, parse_size, stage_sizes, text
 from timm_resize.guard import GUARD, guard_of
-from timm_resize.locate import modules_in, walk
+from timm_resize.locate import Walk, walk
 from timm_resize.plan import CACHE, MISSING, Change, Rebuild, Reinitialise, same_value, shape_of
 from timm_resize.registry import handler_for
 from timm_resize.resample import Resample, flatten_linear, patch_kernel, pos_embed, pos_embed_map, rel_pos_table
@@ -51,8 +51,9 @@ class Request:
 class Context:
     """Passed to every handler of one plan. Reads the model, never writes to it."""
 
-    def __init__(self, root: nn.Module, request: Request, old_size: Size | None, new_size: Size) -> None:
-        """Start a plan of `root`, whose image size goes from `old_size` to `new_size`."""
+    def __init__(self, root: nn.Module, request: Request, old_size: Size | None, new_size: Size,
+                 modules: Walk | None = None) -> None:  # fmt: skip
+        """Start a plan of `root`, whose image size goes from `old_size` to `new_size`; `modules` are its `walk`."""
         self.root = root
         self.request = request
         self.old_size = old_size
@@ -62,10 +63,9 @@ class Context:
         self.models: list[nn.Module] = []  # whole models inside the root, whose bookkeeping is theirs
         self.notes: list[str] = []
         self.warnings: list[str] = []
-        self._modules = walk(root)
-        self._paths = {id(m): path for path, m in self._modules}
+        self._modules = walk(root) if modules is None else modules
+        self._paths = {id(m): path for path, m, _ in self._modules}
         self._seen: set[tuple[int, str]] = set()
-        self._entered: list[nn.Module] = []
         self._visited: set[int] = set()
 
     # -- what a handler yields ---------------------------------------------------------------
@@ -138,7 +138,6 @@ class Context:
                 f"{type(self.root).__name__}: {self.path(module)} is a {type(module).__name__}, which has no handler. "
                 "Write one with @timm_resize.register."
             )
-        self._entered.append(module)
         self._visited.add(id(module))
         if handler.is_model:
             self.models.append(module)
@@ -147,15 +146,16 @@ class Context:
     def visit_rest(self) -> Changes:
         """Visit every module with a handler that no handler has visited, outermost first."""
         found: dict[type, Any] = {}
-        inside: set[int] = set()
-        for path, module in self._modules:
-            while self._entered:  # what is inside a visited module counts as visited, too
-                modules_in(self._entered.pop(), inside)
-            if id(module) in self._visited or id(module) in inside or module is self.root:
+        index = 1
+        while index < len(self._modules):
+            path, module, end = self._modules[index]
+            if id(module) in self._visited:
+                index = end  # what is inside a visited module counts as visited, too
                 continue
             cls = type(module)
             handler = found[cls] if cls in found else found.setdefault(cls, handler_for(cls))
             if handler is None or handler.is_model:
+                index += 1
                 continue
             if handler.needs_geometry:
                 raise UnsupportedModelError(

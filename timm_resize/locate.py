@@ -72,14 +72,14 @@ def _refuse_wrapper(model: nn.Module) -> None:
         )
 
 
-def refuse_state(root: nn.Module) -> None:
-    """Raise UnsupportedModelError for layers whose tensors are not plain parameters."""
+def refuse_state(root: nn.Module, modules: Walk) -> None:
+    """Raise UnsupportedModelError for layers, of those that `walk` gave, whose tensors are not plain parameters."""
     name = type(root).__name__
     handler = model_handler(root)
-    modules = modules_in(root)
-    if all(map(_is_plain, {type(m) for m in modules})) and not any("parametrizations" in m._modules for m in modules):
+    parametrised = any("parametrizations" in m._modules for _, m, _ in modules if m._modules)
+    if not parametrised and all(map(_is_plain, {type(m) for _, m, _ in modules})):
         return
-    for path, module in walk(root):
+    for path, module, _ in modules:
         _refuse_wrapper(module)
         if isinstance(module, torch.fx.GraphModule) and (handler is None or handler.state):
             raise UnsupportedModelError(
@@ -106,32 +106,26 @@ def _is_plain(cls: type) -> bool:
     )
 
 
-def walk(root: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return what `root.named_modules()` yields, in a fifth of the time."""
-    out, seen = [("", root)], {id(root)}
+Walk = list[tuple[str, nn.Module, int]]
+
+
+def walk(root: nn.Module) -> Walk:
+    """Return what `root.named_modules()` yields, in a fifth of the time, with the index after all that each holds."""
+    out: Walk = [("", root, 0)]
+    seen = {id(root)}
 
     def below(module: nn.Module, start: str) -> None:
         for name, child in module._modules.items():
             if child is not None and id(child) not in seen:
                 seen.add(id(child))
-                out.append((start + name, child))
+                index, path = len(out), start + name
+                out.append((path, child, index + 1))
                 if child._modules:
-                    below(child, f"{start}{name}.")
+                    below(child, f"{path}.")
+                    out[index] = path, child, len(out)
 
     below(root, "")
-    return out
-
-
-def modules_in(root: nn.Module, seen: set[int] | None = None) -> list[nn.Module]:
-    """Return every module of `root` once, itself first, without those whose ids are in `seen`; adds theirs to it."""
-    seen = set() if seen is None else seen
-    out = [] if id(root) in seen else [root]
-    seen.add(id(root))
-    for module in out:  # grows meanwhile
-        for child in module._modules.values():
-            if child is not None and id(child) not in seen:
-                seen.add(id(child))
-                out.append(child)
+    out[0] = "", root, len(out)
     return out
 
 

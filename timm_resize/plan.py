@@ -126,12 +126,17 @@ class ResizePlan:
     def __str__(self) -> str:
         return self.summary()
 
+    def modules(self, model: nn.Module) -> dict[str, Any]:
+        """Return the modules of `model` that the plan changes, by path; MISSING for one that is not there."""
+        return {path: submodule(model, path) for path in {c.path for c in self.changes}}
+
     def check(self, model: nn.Module) -> None:
         """Raise StalePlanError unless every change's old side is what `model` holds now."""
+        modules = self.modules(model)
         for change in self.changes:
             if change.old is CACHE:
                 continue
-            have = _current(model, change)
+            have = _current(modules[change.path], change)
             if change.kind == "attribute":
                 same = type(have) is type(change.old) and have == change.old
             else:
@@ -171,10 +176,13 @@ CACHE = _Cache()
 
 
 def submodule(root: nn.Module, path: str) -> Any:
-    """Return the module at a dotted path, '' for the root; KeyError when there is none."""
+    """Return the module at a dotted path, '' for the root; MISSING when there is none."""
+    found: Any = root
     for part in path.split(".") if path else ():
-        root = root._modules[part]  # type: ignore[assignment]
-    return root
+        found = found._modules.get(part, MISSING)
+        if found is MISSING:
+            break
+    return found
 
 
 def shape_of(tensor: Tensor | None) -> tuple[int, ...] | None:
@@ -182,10 +190,8 @@ def shape_of(tensor: Tensor | None) -> tuple[int, ...] | None:
     return None if tensor is None else tuple(tensor.shape)
 
 
-def _current(model: nn.Module, change: Change) -> Any:
-    try:
-        module = submodule(model, change.path)
-    except KeyError:
+def _current(module: Any, change: Change) -> Any:
+    if module is MISSING:
         return MISSING
     if change.kind == "attribute":
         return module.__dict__.get(change.name, MISSING)

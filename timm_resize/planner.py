@@ -12,7 +12,7 @@ from torch import nn
 from timm_resize.context import Context, Invalid, Request, check_options
 from timm_resize.errors import InvalidSizeError, ResizeError, UnsupportedModelError, near_names
 from timm_resize.geometry import Size, parse_size
-from timm_resize.locate import TRAIT, current_size, find_model, refuse_state, root_handler
+from timm_resize.locate import TRAIT, Walk, current_size, find_model, refuse_state, root_handler, walk
 from timm_resize.memory import memory_note
 from timm_resize.plan import MISSING, Change, ResizePlan, same_value
 from timm_resize.registry import Handler
@@ -106,9 +106,10 @@ def plan_request(root: nn.Module, request: Request) -> ResizePlan:
         raise InvalidSizeError(f"{name}: img_size=None and the model records no size. Use img_size=224.")
     if _nothing_asked(request) and new == old:
         return ResizePlan(name, old, new)
-    refuse_state(root)
+    modules = walk(root)
+    refuse_state(root, modules)
     try:
-        return _plan(root, request, old, new)
+        return _plan(root, request, old, new, modules)
     except Invalid as refusal:
         raise InvalidSizeError(_refusal(root, request, new, str(refusal))) from None
 
@@ -117,9 +118,9 @@ def _nothing_asked(request: Request) -> bool:
     return not request.constructing and request.patch_size is None and not request.options
 
 
-def _plan(root: nn.Module, request: Request, old: Size | None, new: Size) -> ResizePlan:
+def _plan(root: nn.Module, request: Request, old: Size | None, new: Size, modules: Walk) -> ResizePlan:
     handler = root_handler(root)
-    ctx = Context(root, request, old, new)
+    ctx = Context(root, request, old, new, modules)
     changes = list(_changes(ctx, handler))
     if handler is None and not ctx._visited:
         raise UnsupportedModelError(

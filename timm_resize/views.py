@@ -196,7 +196,7 @@ def _make(root: nn.Module, size: Size, options: dict[str, Any], old: _View | Non
         view.tensors = old.tensors
     else:
         check_memory(root, plan)
-        view.tensors = {**_resampled(root, plan), **new_buffers(root, plan)}
+        view.tensors = {**_resampled(root, plan), **new_buffers(plan.modules(root), plan)}
     view.model = _assemble(root, view, view.tensors)
     return view
 

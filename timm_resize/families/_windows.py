@@ -154,13 +154,15 @@ def shifted_window_mask(padded: Size, window: Size, shift: Size, *, device: Any,
     apart = []  # of the last window of each axis, the only one with wrapped cells
     for side, by in zip(window, shift, strict=True):
         wrapped = torch.arange(side, device=device) >= side - by
-        apart.append(wrapped[:, None] != wrapped[None, :])
+        values = torch.zeros(side, side, device=device, dtype=dtype)
+        apart.append(values.masked_fill_(wrapped[:, None] != wrapped[None, :], -100.0))
     rows, columns = apart[0][:, None, :, None], apart[1][None, :, None, :]
     count = padded[0] // window[0], padded[1] // window[1]
     mask = serial.zeros((*count, *window, *window), device=device, dtype=dtype)
-    for windows, where in ((mask[-1], rows), (mask[:, -1], columns)):
+    for windows, values in ((mask[-1], rows), (mask[:, -1], columns), (mask[-1, -1:], torch.minimum(rows, columns))):
+        values = values.expand(*window, *window).contiguous()
         for part in serial.cut(windows):
-            part.masked_fill_(where, -100.0)
+            part.copy_(values)
     return mask.reshape(count[0] * count[1], window[0] * window[1], -1)
 
 

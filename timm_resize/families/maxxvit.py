@@ -21,6 +21,7 @@ from torch import nn
 from timm_resize.context import Changes, Context
 from timm_resize.errors import ResizeError
 from timm_resize.geometry import Size, ceil_div, floor_div, text
+from timm_resize.locate import walk
 from timm_resize.registry import register
 
 PARTITION_RATIO = 32
@@ -165,7 +166,7 @@ def _branches(block: Any, size: Size) -> tuple[Size, Size]:
 
 def _strided(module: nn.Module, size: Size) -> Size:
     """Return the map after every strided layer of `module`, which is a chain."""
-    for layer in module.modules():
+    for _, layer, _ in walk(module):
         if isinstance(layer, (nn.Conv2d, nn.AvgPool2d, nn.MaxPool2d)):
             stride = _pair(layer.stride)
             if stride == (1, 1):

@@ -92,7 +92,7 @@ class Resample:
         if self.is_identity:
             return tensor.detach().clone(memory_format=torch.contiguous_format)
         if self._is_wide(shape):
-            return self._mapped_by_columns(tensor.detach(), shape)
+            return self._mapped_by_columns([tensor.detach()], shape)[0]
         device = tensor.device if tensor.device.type in _HAVE_FLOAT64 else torch.device("cpu")
         out = self._apply(serial.converted(tensor.detach().to(device), torch.float64))
         return serial.converted(out, tensor.dtype).to(tensor.device)
@@ -104,29 +104,49 @@ class Resample:
         lead, rest = math.prod(shape[: self.dim]), math.prod(shape[self.dim + (1 if self.flat else 2) :])
         return min(lead, rest) == 1 and max(lead, rest) >= 4
 
-    def _mapped_by_columns(self, tensor: Tensor, shape: Sequence[int]) -> Tensor:
-        """Map a wide tensor some columns at a time, so that what is in float64 stays in the cache."""
+    def each(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return each of several tensors of one shape, dtype and device resampled; small ones are mapped together."""
+        shape = self.shape(tensors[0].shape)
+        if tensors[0].is_meta or self.is_identity or not self._is_wide(shape):
+            return [self(tensor) for tensor in tensors]
+        return self._mapped_by_columns([tensor.detach() for tensor in tensors], shape)
+
+    def _mapped_by_columns(self, tensors: Sequence[Tensor], shape: Sequence[int]) -> list[Tensor]:
+        """Map wide tensors some columns at a time, so that what is in float64 stays in the cache."""
         rows, columns = self.axes
-        device = tensor.device if tensor.device.type in _HAVE_FLOAT64 else torch.device("cpu")
+        device = tensors[0].device if tensors[0].device.type in _HAVE_FLOAT64 else torch.device("cpu")
         row_matrix, column_matrix = rows.matrix().to(device), columns.matrix().to(device)
         width = math.prod(shape[: self.dim]) * math.prod(shape[self.dim + (1 if self.flat else 2) :])
-        out = tensor.new_empty(shape, device=device)
-        first = math.prod(shape[: self.dim]) == 1  # the grid comes first, then what is in its cells
-        old, new = ((t.reshape(-1, width) if first else t.reshape(width, -1).T) for t in (tensor.to(device), out))
+        work = width * len(tensors) * rows.new * columns.old * (rows.old + columns.new)
+        few = work <= serial.LARGE and device.type == "cpu"
+        multiply, step = (serial.product, serial.columns(rows.new * columns.new)) if few else (torch.mm, COLUMNS)
+        out, parts = [], list[tuple[Tensor, Tensor]]()
+        for tensor in tensors:
+            out.append(tensor.new_empty(shape, device=device))
+            old, grid = self._cells(tensor.to(device), out[-1], width)
+            parts += zip(old.split(step, 1), grid.split(step, 2), strict=True)
+        together = max(step // width, 1)
+        for start in range(0, len(parts), together):
+            olds, news = zip(*parts[start : start + together], strict=True)
+            part = (torch.cat(olds, 1) if len(olds) > 1 else olds[0]).to(torch.float64)
+            count = part.shape[1]
+            part = multiply(row_matrix, part.reshape(rows.old, columns.old * count))
+            part = part.view(rows.new, columns.old, count).transpose(0, 1).reshape(columns.old, rows.new * count)
+            part = multiply(column_matrix, part).view(columns.new, rows.new, count).transpose(0, 1)
+            for new, done in zip(news, part.split([n.shape[2] for n in news], 2), strict=True):
+                new.copy_(done)
+        return [result.to(tensor.device) for tensor, result in zip(tensors, out, strict=True)]
+
+    def _cells(self, tensor: Tensor, out: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """Copy what is not of the grid to `out`; return views of the cells, (old, width) and (rows, columns, width)."""
+        first = math.prod(tensor.shape[: self.dim]) == 1  # the grid comes first, then what is in its cells
+        old, new = (t.reshape(-1, width) if first else t.reshape(width, -1).T for t in (tensor, out))
         end = len(new) - self.suffix
         if self.prefix or self.suffix:
             new[: self.prefix] = old[: self.prefix]
             new[end:] = old[len(old) - self.suffix :]
-        old = old[self.prefix : len(old) - self.suffix]
-        grid = new[self.prefix : end].unflatten(0, (rows.new, columns.new))
-        for start in range(0, width, COLUMNS):
-            part = old[:, start : start + COLUMNS].to(torch.float64, memory_format=torch.contiguous_format)
-            count = part.shape[1]
-            part = torch.mm(row_matrix, part.reshape(rows.old, columns.old * count))
-            part = part.view(rows.new, columns.old, count).transpose(0, 1).reshape(columns.old, rows.new * count)
-            part = torch.mm(column_matrix, part).view(columns.new, rows.new, count)
-            grid[:, :, start : start + COLUMNS] = part.transpose(0, 1)
-        return out.to(tensor.device)
+        grid = new[self.prefix : end].unflatten(0, [axis.new for axis in self.axes])
+        return old[self.prefix : len(old) - self.suffix], grid
 
     def differentiable(self, tensor: Tensor) -> Tensor:
         """As a call, but part of autograd's graph: gradients go through the map to `tensor`."""

@@ -6,8 +6,9 @@ are busy, waiting until all threads have come and gone takes milliseconds; the w
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +16,14 @@ from torch import Tensor
 ELEMENTS = 32767
 """Elements up to which torch runs an elementwise operation in the calling thread."""
 
-PRODUCTS = 65536
+PRODUCTS = 90_000
 """Multiplications up to which a matrix product stays in the calling thread."""
+
+LAZY = 1 << 18
+"""Bytes from which zeros are pages that the kernel gives when they are touched."""
+
+LARGE = 8_000_000
+"""Multiplications of a whole resampling from which sharing its products is worth the waiting."""
 
 PIECES = 512
 """Most pieces that are worth their overhead; more work than that is shared."""
@@ -33,9 +40,16 @@ def copy_(out: Tensor, source: Tensor) -> Tensor:
     return out
 
 
-def zeros(shape: Sequence[int], **options: Any) -> Tensor:
-    """As `torch.zeros(shape, ...)`."""
-    out = torch.empty(shape, **options)
+def zeros(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """As `torch.zeros(shape, ...)`, but large ones take time and memory only where something is written to them.
+
+    They are pages of the kernel's that are not there until they are touched, and all one page while they are read.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if torch.device(device).type == "cpu" and size >= LAZY and hasattr(mmap, "MAP_PRIVATE"):
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return torch.frombuffer(pages, dtype=dtype).view(*shape)
+    out = torch.empty(shape, dtype=dtype, device=device)
     for part in cut(out.view(-1)):
         part.zero_()
     return out
@@ -98,16 +112,21 @@ def middle_product(matrix: Tensor, tensor: Tensor) -> Tensor:
             torch.mm(part, matrix.T, out=to)
         return out.unsqueeze(2)
     if before == 1:
-        return _product(matrix, tensor[0]).unsqueeze(0)
+        return product(matrix, tensor[0]).unsqueeze(0)
     if not _threaded(tensor) or before * after * matrix.numel() > PIECES * PRODUCTS:
         return matrix @ tensor  # a batch of products is shared however small it is
     if after * matrix.numel() > PRODUCTS:
-        return torch.stack([_product(matrix, one) for one in tensor])
+        return torch.stack([product(matrix, one) for one in tensor])
     columns = _contiguous(tensor.transpose(0, 1)).view(old, -1)
-    return _contiguous(_product(matrix, columns).view(new, before, after).transpose(0, 1))
+    return _contiguous(product(matrix, columns).view(new, before, after).transpose(0, 1))
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
+def columns(rows: int) -> int:
+    """Return how many columns of a matrix of so many rows torch copies in the calling thread, at least 16."""
+    return max(ELEMENTS // rows, 16)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
     """Return `a @ b`, in pieces of the columns of `b`."""
     step = PRODUCTS // a.numel()
     if not step or not _worth_cutting(a, b.shape[1], step):
