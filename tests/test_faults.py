@@ -51,6 +51,7 @@ def faults_injected(name, faults):
             timm_resize.resize_(twin, size)
     before = {k: (v, v.clone()) for part in (model, ema) for k, v in tensors(part).items()}
     whole = [copy.deepcopy(part) for part in (model, ema)]
+    held = [tensors(copy_) for copy_ in whole]
     state = copy.deepcopy(optimizer.state_dict())
     done = 0
     for at in faults(counter.count):
@@ -63,9 +64,9 @@ def faults_injected(name, faults):
         else:  # without the operations that the twin's resize took for itself
             assert fault.count < at
             break
-        for part, copy_ in zip((model, ema), whole, strict=True):
+        for part, copy_, want in zip((model, ema), whole, held, strict=True):
             assert_same_structure(part, copy_)
-            assert all(torch.equal(v, tensors(copy_)[k]) for k, v in tensors(part).items()), at
+            assert all(torch.equal(v, want[k]) for k, v in tensors(part).items()), at
         assert all(v is before[k][0] for k, v in tensors(ema).items()), at
         now = optimizer.state_dict()["state"]
         assert all(torch.equal(now[i][k], v) for i, entry in state["state"].items() for k, v in entry.items()), at
