@@ -63,6 +63,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault is None:
             return False
         self.read()
+        self.close_connection = not isinstance(fault, int)
         if isinstance(fault, int):
             self.answer(fault, {"error": "injected"})
         elif fault == "cut":
@@ -72,7 +73,6 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"half")
         elif fault == "hang":
             threading.Event().wait(3 * TIMEOUT)
-        self.close_connection = True
         return True
 
     def read(self) -> bytes:
