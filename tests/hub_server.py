@@ -69,8 +69,10 @@ class Handler(BaseHTTPRequestHandler):
         elif fault == "cut":
             self.send_response(200)
             self.send_header("Content-Length", "1000000")
+            self.send_header("Connection", "close")
             self.end_headers()
-            self.wfile.write(b"half")
+            if self.command != "HEAD":
+                self.wfile.write(b"half")
         elif fault == "hang":
             threading.Event().wait(3 * TIMEOUT)
         return True
