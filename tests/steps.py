@@ -12,6 +12,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.models._features import FeatureGetterNet
 from torch import nn
 
 import timm_resize
@@ -31,6 +32,7 @@ STEPS = (
     "same size",
     "break a resize",
     "views",
+    "features",
 )
 
 
@@ -160,6 +162,21 @@ class Sequence:
                        for i, s in state["state"].items() for k, v in s.items())  # fmt: skip
         finally:
             timm_resize.apply._write = write
+
+    def features(self) -> None:
+        """timm's feature getter over a copy, resized, gives what the plain model's own method gives."""
+        if not hasattr(self.model, "forward_intermediates"):
+            return
+        size, alone = self.pick.choice(self.choices), copy.deepcopy(self.model)
+        features = FeatureGetterNet(copy.deepcopy(self.model), out_indices=[-1])
+        timm_resize.resize_(alone, size)
+        try:
+            timm_resize.resize_(features, size)
+        except timm_resize.InvalidSizeError:  # EfficientFormer: features need an even map, the model does not
+            return
+        with torch.no_grad():
+            want = alone.forward_intermediates(image(size), indices=[-1], intermediates_only=True)[-1]
+            assert torch.equal(features(image(size))[-1], want)
 
     def views(self) -> None:
         size, multi = self.pick.choice(self.choices), timm_resize.MultiSize(self.model)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from timm_resize.plan import MISSING, Change, Rebuild, Reinitialise, ResizePlan, shape_of
+from timm_resize.twins import shell
 
 
 def new_buffers(modules: dict[str, Any], plan: ResizePlan) -> dict[str, Tensor | None]:
@@ -49,9 +50,7 @@ def _rebuilt(module: nn.Module, change: Change, how: Rebuild, built: dict[Any, T
 
 def _reinitialised(module: nn.Module, path: str, plan: ResizePlan) -> nn.Module:
     """Return a shallow twin of `module` with its new attributes and freshly initialised buffers."""
-    twin = copy.copy(module)
-    for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
-        twin.__dict__[name] = copy.copy(module.__dict__[name])
+    twin = shell(module)
     for name, tensor in module._buffers.items():  # its initialiser refills all, also those that do not change
         twin._buffers[name] = None if tensor is None else tensor.clone()
     for change in plan:
@@ -63,7 +62,7 @@ def _reinitialised(module: nn.Module, path: str, plan: ResizePlan) -> nn.Module:
             old = module._buffers[change.name]
             assert old is not None
             twin._buffers[change.name] = torch.empty(change.new, dtype=old.dtype, device=old.device)
-    twin.init_non_persistent_buffers()  # type: ignore[operator]
+    twin.init_non_persistent_buffers()
     return twin
 
 

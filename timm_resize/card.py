@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from timm_resize.apply import apply_plan, touched
-from timm_resize.checkpoint import meta_twin
 from timm_resize.errors import ResizeError
 from timm_resize.geometry import Size, parse_size, text
 from timm_resize.history import checkpoint_name, history
 from timm_resize.locate import current_size, find_model
 from timm_resize.plan import ResizePlan
 from timm_resize.planner import make_request, plan_request
+from timm_resize.twins import planning_twin
 
 _SIGNATURE = "<!-- timm_resize card "
 
@@ -109,7 +109,7 @@ def since_source(root: nn.Module) -> ResizePlan | None:
     size, config = current_size(root), getattr(root, "pretrained_cfg", None) or {}
     if size is None or not config.get("input_size"):
         return None
-    twin = meta_twin(root)
+    twin = planning_twin(root)
     try:
         source = parse_size(tuple(config["input_size"][1:]), "input_size", type(root).__name__)
         apply_plan(twin, plan_request(twin, make_request(type(root).__name__, source)))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from timm.models import _helpers
 from torch import Tensor, nn
 
@@ -22,6 +20,7 @@ from timm_resize.locate import current_size, find_model
 from timm_resize.plan import ResizePlan
 from timm_resize.planner import make_request, plan_request, shapes_at
 from timm_resize.resample import Resample
+from timm_resize.twins import planning_twin
 
 _stock_load_checkpoint = original(getattr(_helpers, "load_checkpoint", None))
 
@@ -89,7 +88,7 @@ def fitted(state_dict: Mapping[str, Any], root: nn.Module, *, source: Any = None
         return dict(state_dict), None
     misfit = None
     for constructing in (True, False):  # with the constructor's windows, or with windows scaled like the image
-        twin = meta_twin(root)
+        twin = planning_twin(root)
         apply_plan(twin, plan_request(twin, make_request(name, **found, constructing=constructing)))
         if misfit := _misfit({k: tuple(v.shape) for k, v in twin.state_dict().items()}, state_dict, skipped):
             continue
@@ -227,15 +226,6 @@ def _classifiers(root: nn.Module) -> tuple[str, ...]:
     """Return how names in a classifier begin, whose shapes say nothing of the image size."""
     names = (getattr(root, "pretrained_cfg", None) or {}).get("classifier") or ("head", "head_dist", "fc", "classifier")
     return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
-
-
-def meta_twin(model: nn.Module) -> nn.Module:
-    """Copy a model's structure onto the meta device without copying its weights."""
-    memo: dict[int, Any] = {}
-    for tensor in [*model.parameters(), *model.buffers()]:
-        empty = torch.empty_like(tensor, device="meta")
-        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    return copy.deepcopy(model, memo)
 
 
 def load_checkpoint(model: nn.Module, checkpoint_path: str, use_ema: bool = True, device: Any = "cpu",

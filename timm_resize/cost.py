@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from timm_resize.checkpoint import meta_twin
 from timm_resize.errors import ResizeError
 from timm_resize.geometry import Size, ceil_div, parse_size, text
 from timm_resize.locate import current_size, find_model
+from timm_resize.twins import meta_twin
 
 _aten = torch.ops.aten
 

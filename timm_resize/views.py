@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from timm_resize.memory import check_memory
 from timm_resize.plan import ResizePlan
 from timm_resize.planner import make_request, plan_request
 from timm_resize.resample import Resample
+from timm_resize.twins import shell
 
 
 @dataclass
@@ -222,11 +222,7 @@ def _assemble(root: nn.Module, view: _View, tensors: dict[str, Tensor | None]) -
     twins: dict[int, nn.Module] = {}
     for module in view.copied.values():
         if id(module) not in twins:
-            twin = object.__new__(type(module))
-            twin.__dict__.update(module.__dict__)
-            for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
-                twin.__dict__[name] = copy.copy(module.__dict__[name])
-            twins[id(module)] = twin
+            twins[id(module)] = shell(module)
     for twin in twins.values():
         for name, child in twin._modules.items():
             if id(child) in twins:

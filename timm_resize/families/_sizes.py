@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from timm_resize.checkpoint import meta_twin
 from timm_resize.context import Context
+from timm_resize.twins import meta_twin
 
 
 def check_size(ctx: Context, *, minimum: int = 1, multiple: int = 1, why: str = "") -> None:

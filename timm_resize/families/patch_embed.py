@@ -99,7 +99,7 @@ def plan_hybrid_embed(embed: HybridEmbed, ctx: Context, *, mode: str = "bicubic"
 
 def backbone_size(backbone: nn.Module, ctx: Context, in_chans: int) -> Size:
     """Return (h, w) of the backbone's (last) feature map at the new size, without computing a value."""
-    from timm_resize.checkpoint import meta_twin
+    from timm_resize.twins import meta_twin
 
     twin = meta_twin(backbone).eval()
     dtype = next(twin.parameters()).dtype

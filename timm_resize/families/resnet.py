@@ -6,10 +6,10 @@ import torch
 from timm.models.resnet import ResNet
 from torch import nn
 
-from timm_resize.checkpoint import meta_twin
 from timm_resize.context import Changes, Context
 from timm_resize.geometry import Size
 from timm_resize.registry import register
+from timm_resize.twins import meta_twin
 
 
 @register(

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from timm_resize.apply import apply_plan
-from timm_resize.checkpoint import meta_twin, source_geometry
+from timm_resize.checkpoint import source_geometry
 from timm_resize.errors import CheckpointError
 from timm_resize.geometry import parse_size
 from timm_resize.locate import current_size, find_model
 from timm_resize.plan import MISSING
 from timm_resize.planner import make_request, plan_request
 from timm_resize.resample import Resample
+from timm_resize.twins import planning_twin
 
 Writes = list[Callable[[Any], None]]
 
@@ -147,7 +148,7 @@ def _maps(root: nn.Module, like: dict[str, Tensor] | None, source: Any) -> tuple
     if found is None:
         why = "fits no square image size" if like is not None else "is factored, which does not tell its image size"
         raise CheckpointError(f"{name}: the optimizer state {why}. Give source=(height, width), the size it is of.")
-    twin = meta_twin(root)
+    twin = planning_twin(root)
     apply_plan(twin, plan_request(twin, make_request(name, **found)))
     plan = plan_request(twin, make_request(name, current_size(root)))
     return {c.key: c.how for c in plan if isinstance(c.how, Resample)}, {k: p.shape for k, p in twin.named_parameters()}

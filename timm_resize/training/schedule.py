@@ -116,7 +116,7 @@ def _load(size: Size, model: nn.Module | None) -> tuple[int, int]:
     """Return pixels, and the attention scores of a model at that size."""
     if model is None:
         return size[0] * size[1], 0
-    from timm_resize.checkpoint import meta_twin
+    from timm_resize.twins import meta_twin
 
     twin = meta_twin(find_model(model))
     resize_(twin, size)
