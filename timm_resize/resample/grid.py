@@ -117,7 +117,7 @@ class Resample:
         device = tensors[0].device if tensors[0].device.type in _HAVE_FLOAT64 else torch.device("cpu")
         row_matrix, column_matrix = rows.matrix().to(device), columns.matrix().to(device)
         width = math.prod(shape[: self.dim]) * math.prod(shape[self.dim + (1 if self.flat else 2) :])
-        work = width * len(tensors) * rows.new * columns.old * (rows.old + columns.new)
+        work = width * rows.new * columns.old * (rows.old + columns.new)
         few = work <= serial.LARGE and device.type == "cpu"
         multiply, step = (serial.product, serial.columns(rows.new * columns.new)) if few else (torch.mm, COLUMNS)
         out, parts = [], list[tuple[Tensor, Tensor]]()

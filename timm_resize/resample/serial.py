@@ -22,8 +22,8 @@ PRODUCTS = 90_000
 LAZY = 1 << 18
 """Bytes from which zeros are pages that the kernel gives when they are touched."""
 
-LARGE = 8_000_000
-"""Multiplications of a whole resampling from which sharing its products is worth the waiting."""
+LARGE = 4_000_000
+"""Multiplications of a resampling from which sharing its products is worth the waiting."""
 
 PIECES = 512
 """Most pieces that are worth their overhead; more work than that is shared."""
