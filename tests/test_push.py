@@ -12,7 +12,7 @@ import huggingface_hub
 import pytest
 import timm
 import torch
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.utils import RepositoryNotFoundError
 
 import timm_resize
 from tests.hub_server import TIMEOUT, TOKEN, serve
@@ -42,8 +42,10 @@ def hub(tmp_path, monkeypatch):
         "HF_HUB_CACHE": str(tmp_path / "cache"),
         "HF_HUB_DISABLE_XET": True,
     }
+    modules = [m for path, m in sys.modules.items() if path.split(".")[0] == "huggingface_hub"]
     for name, value in known.items():
-        monkeypatch.setattr(huggingface_hub.constants, name, value)
+        for module in [m for m in modules if name in vars(m)]:  # older clients import the names of their constants
+            monkeypatch.setattr(module, name, value)
     yield found
     server.shutdown()
     server.server_close()
@@ -164,9 +166,9 @@ FAULTS = (403, 503, "cut", "drop", "hang", *(pytest.param(status, marks=pytest.m
 def impatient(monkeypatch):
     """A client that waits half a second for an answer, and not at all before it tries again."""
     client = huggingface_hub.utils.get_session()
-    monkeypatch.setattr(client, "timeout", TIMEOUT)
+    monkeypatch.setattr(client, "timeout", TIMEOUT, raising=False)
     for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
-        monkeypatch.setattr(huggingface_hub.constants, name, TIMEOUT)
+        monkeypatch.setattr(huggingface_hub.constants, name, TIMEOUT, raising=False)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.utils import EntryNotFoundError
 from torch import nn
 
 from timm_resize.card import is_ours
@@ -45,7 +45,7 @@ def push_to_hub(
 
     Raises:
         UnsupportedModelError, ResizeError: As `save_pretrained`; nothing is uploaded.
-        huggingface_hub.errors.HfHubHTTPError: What the Hub refused.
+        huggingface_hub.utils.HfHubHTTPError: What the Hub refused.
     """
     from timm_resize import __version__
     from timm_resize.geometry import text

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import HfHubHTTPError, HFValidationError
 
 from timm_resize.apply import resize_
 from timm_resize.cli._common import add_resize_arguments, build, resize_options
