@@ -183,7 +183,7 @@ def test_a_million_pixels_a_side_is_a_plan_not_an_allocation(model):
 
 def test_a_traced_feature_graph_is_refused():
     """A feature extractor traced by torch.fx has its token counts compiled in; the error names the other kinds."""
-    graph = stock("vit_tiny_patch16_224", depth=1, features_only=True, feature_cls="fx", out_indices=(0,))
+    graph = stock("levit_128s", features_only=True, feature_cls="fx", out_indices=(0,))
     with pytest.raises(timm_resize.UnsupportedModelError, match="is a traced graph .* feature_cls='getter' or 'list'"):
         timm_resize.resize_(graph, 64)
 
