@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import timm
 import torch
+from timm.layers.pos_embed_rel import gen_relative_position_index
 from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.swin_transformer_v2 import WindowAttention as WindowAttentionV2
 from timm.models.swin_transformer_v2_cr import WindowMultiHeadAttention
@@ -244,6 +245,9 @@ def test_coordinates_and_indices_equal_stock_bit_for_bit(window, dtype):
         assert table.dtype == dtype
         index = relative_position_index(window, device="cpu", dtype=torch.long)
         assert torch.equal(index, v2.relative_position_index)
+    for token in (False, True):
+        want = gen_relative_position_index(window, class_token=token)
+        assert torch.equal(relative_position_index(window, token, device="cpu", dtype=torch.long), want)
     cr = WindowMultiHeadAttention(8, 2, window, dtype=dtype)
     assert torch.equal(log_offsets(window, device="cpu", dtype=dtype), cr.relative_coordinates_log)
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from timm.models.beit import Attention, Beit, RelativePositionBias
-from torch import Tensor
 
 from timm_resize.context import Changes, Context
 from timm_resize.families._windows import relative_position_index
 from timm_resize.geometry import Size
 from timm_resize.plan import Rebuild
 from timm_resize.registry import register
-from timm_resize.resample import serial
 
 TOKEN_ROWS = 3
 """Last rows of a table: class token to patch, patch to class token, class token to itself."""
@@ -62,19 +59,10 @@ def _table(owner: Attention | RelativePositionBias, ctx: Context, window: Size) 
     if window != old:
         tokens = 1 + window[0] * window[1]
         yield from ctx.attribute(owner, window_size=window)
-        yield from ctx.buffer(owner, "relative_position_index", (tokens, tokens), Rebuild(_index, (window,)))
+        yield from ctx.buffer(
+            owner, "relative_position_index", (tokens, tokens), Rebuild(relative_position_index, (window, True))
+        )
 
 
 def _offsets(window: Size) -> int:
     return (2 * window[0] - 1) * (2 * window[1] - 1)
-
-
-def _index(window: Size, *, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return timm's (1 + h*w, 1 + h*w) index into the table."""
-    offsets, tokens = _offsets(window), 1 + window[0] * window[1]
-    index = torch.empty((tokens, tokens), device=device, dtype=dtype)
-    index[0, :] = offsets  # class token to patch
-    index[:, 0] = offsets + 1  # patch to class token
-    index[0, 0] = offsets + 2
-    serial.copy_(index[1:, 1:], relative_position_index(window, device=device, dtype=dtype))
-    return index

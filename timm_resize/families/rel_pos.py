@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from timm.layers import RelPosBias, RelPosBiasTf, RelPosMlp
-from timm.layers.pos_embed_rel import gen_relative_log_coords, gen_relative_position_index
+from timm.layers.pos_embed_rel import gen_relative_log_coords
 from torch import Tensor
 
 from timm_resize.context import Changes, Context
+from timm_resize.families._windows import relative_position_index
 from timm_resize.geometry import Size, text
 from timm_resize.plan import Rebuild
 from timm_resize.registry import register
@@ -78,8 +79,8 @@ def plan_rel_pos_mlp(mlp: RelPosMlp, ctx: Context, *, window: Size) -> Changes:
 
 
 def position_index(window: Size, class_token: bool, *, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return the table row of every (query, key) pair of a window, flat, by stock's own function."""
-    return gen_relative_position_index(window, class_token=class_token, device=device).reshape(-1).to(dtype)
+    """Return the table row of every (query, key) pair of a window, flat."""
+    return relative_position_index(window, class_token, device=device, dtype=dtype).reshape(-1)
 
 
 def log_coords(window: Size, pretrained: Size, mode: str, *, device: torch.device, dtype: torch.dtype) -> Tensor:
