@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import torch.distributed.fsdp
 
 import timm_resize
 from tests.oracle import stock
@@ -144,6 +145,7 @@ def test_two_processes():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo over the loopback")
+@pytest.mark.skipif(not hasattr(torch.distributed.fsdp, "fully_shard"), reason="torch before 2.6 has no fully_shard")
 def test_two_processes_that_share_the_parameters():
     """A sharded model goes on, through two switches, as one that a single process trains with the whole batch."""
     for lines in both_ranks(SHARDED):

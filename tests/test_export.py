@@ -20,6 +20,7 @@ MODELS = {
     "hiera_tiny_224": {"stages": (1, 1, 1, 1), "embed_dim": 32},
 }
 SIZE = (192, 256)
+OLD = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6)
 
 
 def resized(name):
@@ -33,6 +34,8 @@ def resized(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_export_has_no_interpolation(name):
     """The exported program computes what the model does, and samples nothing."""
+    if OLD and name == "levit_128s":
+        pytest.skip("torch before 2.6 leaves fake tensors in the cache of stock's attention when it exports")
     model = resized(name)
     with torch.no_grad():
         program = torch.export.export(model, (image(SIZE),))
@@ -41,6 +44,7 @@ def test_export_has_no_interpolation(name):
     assert not [t for t in targets if "upsample" in t or "interpolate" in t or "grid_sampler" in t]
 
 
+@pytest.mark.skipif(OLD, reason="torch before 2.6 does not export these models to ONNX, at their own size either")
 @pytest.mark.parametrize(
     "name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "levit_128s", "resmlp_12_224"]
 )
