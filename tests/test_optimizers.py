@@ -17,7 +17,7 @@ from tests.oracle import image, redraw_, stock, tensors
 NEED_MORE = ("bnb", "fused", "adahessian", "kron")  # other packages, a GPU, a second backward, a compiler
 OPTIMIZERS = [name for name in list_optimizers() if not name.startswith(NEED_MORE)]
 TORCH = {
-    "Adafactor": torch.optim.Adafactor, "Adam": torch.optim.Adam, "NAdam": torch.optim.NAdam,
+    "Adafactor": getattr(torch.optim, "Adafactor", None), "Adam": torch.optim.Adam, "NAdam": torch.optim.NAdam,
     "SGD": torch.optim.SGD, "Adagrad": torch.optim.Adagrad, "Rprop": torch.optim.Rprop,
 }  # fmt: skip
 
@@ -34,7 +34,7 @@ def train(model, optimizer, size, steps=2, start=0):
         optimizer.step()
 
 
-def goes_on(model, optimizer):
+def goes_on(model, optimizer, steps=3):
     """Train, resize up, down and non-square, train on: every parameter moves, none is NaN, identity is kept."""
     objects = dict(model.named_parameters())
     train(model, optimizer, (64, 64), steps=5)
@@ -42,7 +42,7 @@ def goes_on(model, optimizer):
     for size in ((96, 96), (48, 48), (64, 96)):
         notes += timm_resize.resize_(model, size, optimizer=optimizer).notes
         before = {n: p.detach().clone() for n, p in model.named_parameters()}
-        train(model, optimizer, size, steps=5 if size == (64, 96) else 3)  # odd: signs alternate
+        train(model, optimizer, size, steps=max(steps, 5 if size == (64, 96) else 3))  # odd: signs alternate
         for n, p in model.named_parameters():
             assert p is objects[n]
             assert torch.isfinite(p).all(), n
@@ -57,12 +57,13 @@ def goes_on(model, optimizer):
 def test_timms_optimizers(name):
     """Each optimizer that timm registers goes on; state that cannot follow is named in the plan's notes."""
     model = small()
-    notes = goes_on(model, create_optimizer_v2(model, opt=name, lr=1e-2, weight_decay=0.0))
+    steps = 9 if name.startswith("c") else 3  # cautious ones leave a parameter alone while its gradient turns round
+    notes = goes_on(model, create_optimizer_v2(model, opt=name, lr=1e-2, weight_decay=0.0), steps)
     assert bool(notes) == ("adafactor" in name)
     assert all("pos_embed starts afresh" in note for note in notes)
 
 
-@pytest.mark.parametrize("name", TORCH)
+@pytest.mark.parametrize("name", [name for name, cls in TORCH.items() if cls])  # torch 2.4 has no Adafactor
 def test_torchs_optimizers(name):
     """So do torch's own."""
     model = small()
@@ -70,6 +71,7 @@ def test_torchs_optimizers(name):
     assert bool(goes_on(model, TORCH[name](model.parameters(), lr=1e-3, **kwargs))) == (name == "Adafactor")
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch before 2.9 has no Muon")
 def test_torchs_muon():
     """Muon takes matrices alone; its momentum of a resampled matrix follows."""
     model = redraw_(stock("resmlp_12_224", img_size=64, num_classes=2)).train()
