@@ -32,16 +32,26 @@ from timm.models._hub import save_config_for_hf
 from torch import nn
 
 import timm_resize
-from timm_resize.locate import current_size, model_handler
-from timm_resize.registry import families
+from timm_resize.core.find import current_size, model_handler
+from timm_resize.core.registry import families
 
 Size = tuple[int, int]
 KINDS = ("larger", "smaller", "wide", "tall", "odd")
 SMALLEST = Path(__file__).with_name("coverage_smallest.txt")
 """The smallest model of every class, written with --report after a full sweep."""
 
-UNSIZED = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_resize_chain", "pretrained_cfg",
-           "default_cfg", "_model_args", "_traits", "input_guard"}  # fmt: skip
+UNSIZED = {
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "_non_persistent_buffers_set",
+    "_resize_chain",
+    "pretrained_cfg",
+    "default_cfg",
+    "_model_args",
+    "_traits",
+    "input_guard",
+}
 
 
 def attempt(action: Callable[[], Any]) -> str:
@@ -83,8 +93,13 @@ def sizes_of(model: nn.Module) -> dict[str, Size]:
         return found[0] if found else size
 
     large, small = near((h + 64, h + 64)), near((max(h - 64, 32),) * 2)
-    return {"larger": large, "smaller": small, "wide": near((h, large[1])), "tall": near((large[0], w)),
-            "odd": (h + 6, h + 6)}  # fmt: skip
+    return {
+        "larger": large,
+        "smaller": small,
+        "wide": near((h, large[1])),
+        "tall": near((large[0], w)),
+        "odd": (h + 6, h + 6),
+    }
 
 
 def three_ways(name: str, size: Size, model: nn.Module, **kwargs: Any) -> tuple[dict[str, Any], nn.Module | None]:
@@ -186,8 +201,11 @@ def report(rows: list[dict[str, Any]]) -> str:
             counts.append(sum(d["stock"] == "ok" for d in done))
             cells.append(" / ".join(map(str, counts)) + (f" of {len(done)}" if len(done) < len(group) else ""))
         lines.append(f"| {family} | {len(group)} | " + " | ".join(cells) + " |")
-    lines += ["", "| family | depends on the size | method | valid sizes | stock method | stock reloads |",
-              "| --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    lines += [
+        "",
+        "| family | depends on the size | method | valid sizes | stock method | stock reloads |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for handler in families():
         group = members.get(handler.cls.__name__, [])
         if not group:
@@ -197,8 +215,10 @@ def report(rows: list[dict[str, Any]]) -> str:
             for key in ("reload larger", "reload wide")
         ]
         state, method = (text.replace("|", "\\|") for text in (handler.state or "nothing", handler.method or "-"))
-        lines.append(f"| {handler.cls.__name__} | {state} | {method} | {handler.sizes} "
-                     f"| {'yes' if group[0]['stock method'] else 'no'} | {', '.join(again)} |")  # fmt: skip
+        lines.append(
+            f"| {handler.cls.__name__} | {state} | {method} | {handler.sizes} "
+            f"| {'yes' if group[0]['stock method'] else 'no'} | {', '.join(again)} |"
+        )
     return "\n".join(lines)
 
 
@@ -250,8 +270,10 @@ def main() -> int:
     wanted = [*(args.names or timm.list_models())[:: args.every]]
     wanted += SMALLEST.read_text().split() if args.smallest else []
     names, start = [n for n in dict.fromkeys(wanted) if n not in done], time.time()
-    with multiprocessing.get_context("spawn").Pool(args.workers, quiet, maxtasksperchild=50) as pool, \
-            args.results.open("a") as out:  # fmt: skip
+    with (
+        multiprocessing.get_context("spawn").Pool(args.workers, quiet, maxtasksperchild=50) as pool,
+        args.results.open("a") as out,
+    ):
         for i, row in enumerate(pool.imap_unordered(sweep, names), 1):
             rows.append(row)
             out.write(json.dumps(row) + "\n")
@@ -261,8 +283,13 @@ def main() -> int:
     print(file=sys.stderr)
     short = 0
     for row in rows:
-        bad = [f"{k} {way} {row[k]['size']}: {row[k][way]}" for k in (*KINDS, "features") if k in row
-               for way in ("create", "set") if not works(row[k][way], k == "odd")]  # fmt: skip
+        bad = [
+            f"{k} {way} {row[k]['size']}: {row[k][way]}"
+            for k in (*KINDS, "features")
+            if k in row
+            for way in ("create", "set")
+            if not works(row[k][way], k == "odd")
+        ]
         bad += [
             f"{k} {row[k]['size']}: {row[k]['differs']} is not shaped as stock's, which runs"
             for k in (*KINDS, "features")

@@ -177,14 +177,18 @@ def table(families: list[str], results: dict[str, list[dict[Any, float]]]) -> st
         return f"{statistics.mean(values):.1f} ± {statistics.pstdev(values):.1f}"
 
     columns = "resized | resized, tuned | redrawn | redrawn, tuned | images back"
-    lines = [f"| model | trained at | native | size | {columns} |",
-             "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    lines = [
+        f"| model | trained at | native | size | {columns} |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for name in families:
         family = FAMILIES[name]
         for size in family.sizes():
             cells = " | ".join(cell(results[name], (size, c)) for c in COLUMNS)
-            lines.append(f"| {name} | {family.size}x{family.size} | {cell(results[name], 'native')} "
-                         f"| {size[0]}x{size[1]} | {cells} |")  # fmt: skip
+            lines.append(
+                f"| {name} | {family.size}x{family.size} | {cell(results[name], 'native')} "
+                f"| {size[0]}x{size[1]} | {cells} |"
+            )
     return "\n".join(lines)
 
 

@@ -101,8 +101,10 @@ def main() -> None:
     args = parser.parse_args()
     logging.getLogger("timm").setLevel(logging.ERROR)
     data = Digits()
-    lines = ["| model | way | accuracy, % | seconds | TFLOPs | right after the switch, % | an epoch later, % |",
-             "| --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    lines = [
+        "| model | way | accuracy, % | seconds | TFLOPs | right after the switch, % | an epoch later, % |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
     print(*lines, sep="\n", flush=True)
     for name in args.families:
         family: Any = FAMILIES[name]

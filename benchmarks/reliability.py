@@ -16,15 +16,19 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).parent.parent
 SUITES = {
-    "writes of a resize that fail, one by one": ["tests/test_families.py", "-k", "failing_write"],
-    "memory that runs out inside a resize": ["tests/test_faults.py"],
-    "saves killed or failing at a file operation": ["tests/test_hub.py", "-k", "failing or ends_at"],
-    "requests of a Hub that fail": ["tests/test_push.py", "-k", "breaks"],
-    "damaged, foreign and malicious checkpoints": ["tests/test_broken_checkpoints.py"],
-    "absurd sizes, options, configurations, paths": ["tests/test_hostile.py", "tests/test_inputs.py"],
-    "threads and processes in each other's way": ["tests/test_concurrency.py", "tests/test_views.py", "-k",
-                                                  "thread or process or install_and"],
-}  # fmt: skip
+    "writes of a resize that fail, one by one": ["tests/handlers/test_every_family.py", "-k", "failing_write"],
+    "memory that runs out inside a resize": ["tests/promises/test_faults.py"],
+    "saves killed or failing at a file operation": ["tests/hub/test_save.py", "-k", "failing or ends_at"],
+    "requests of a Hub that fail": ["tests/hub/test_push.py", "-k", "breaks"],
+    "damaged, foreign and malicious checkpoints": ["tests/promises/test_broken_checkpoints.py"],
+    "absurd sizes, options, configurations, paths": ["tests/promises/test_hostile.py", "tests/core/test_request.py"],
+    "threads and processes in each other's way": [
+        "tests/promises/test_concurrency.py",
+        "tests/test_multi_size.py",
+        "-k",
+        "thread or process or install_and",
+    ],
+}
 """What is tried, and the tests that try it. A test that injects more than one fault records how many."""
 VERSIONS = """import sys, timm, torch
 print("Python", sys.version.split()[0], "torch", torch.__version__, "timm", timm.__version__)"""
@@ -57,8 +61,9 @@ def main() -> int:
             tests, tried, failed = tested(python, arguments, args.long)
             total += failed if tests else 1
             print(f"| {what} | {tests} | {tried} | {failed if tests else 'did not run'} |", flush=True)
-        soak = subprocess.run([python, "benchmarks/soak.py", "--steps", str(args.steps)],
-                              cwd=ROOT, capture_output=True, text=True)  # fmt: skip
+        soak = subprocess.run(
+            [python, "benchmarks/soak.py", "--steps", str(args.steps)], cwd=ROOT, capture_output=True, text=True
+        )
         print(f"\nSoak: {soak.stdout.strip() or soak.stderr.strip()}", flush=True)
         total += soak.returncode
     print(f"\n{total} violations on {len(args.python)} version(s)")

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from tests.steps import EXAMPLES, STEPS, Sequence
+from tests.helpers.steps import EXAMPLES, STEPS, Sequence
 
 
 def main() -> int:
@@ -44,8 +44,10 @@ def main() -> int:
             violations.append((name, seed, taken))
             print(f"violation: {name}, seed {seed}, steps {taken}\n{traceback.format_exc()}", flush=True)
         sequences += 1
-    print(f"{sequences} sequences on {min(sequences, len(names))} models, {sum(counts[s] for s in STEPS)} steps, "
-          f"{counts['faults']} failures injected, {len(violations)} violations")  # fmt: skip
+    print(
+        f"{sequences} sequences on {min(sequences, len(names))} models, {sum(counts[s] for s in STEPS)} steps, "
+        f"{counts['faults']} failures injected, {len(violations)} violations"
+    )
     print({step: counts[step] for step in STEPS})
     return int(bool(violations))
 

@@ -40,22 +40,50 @@ from timm.models import _hub
 from torch import nn
 
 import timm_resize
-from timm_resize.factory import _stock_create_model as stock_create_model
-from timm_resize.weights_file import file_tensors, read_all
+from timm_resize.plugin.create_model import _stock_create_model as stock_create_model
+from timm_resize.weights.safetensors_reader import file_tensors, read_all
 
 CREATE = {
-    "vit_small_patch16_224": 384, "vit_base_patch16_224": 384, "vit_large_patch16_224": 384,
-    "vit_huge_patch14_224": 392, "swin_base_patch4_window7_224": 384, "convnext_large": 384,
-    "beit_large_patch16_224": 384, "levit_384": 384, "mixer_b16_224": 384,
-}  # fmt: skip
+    "vit_small_patch16_224": 384,
+    "vit_base_patch16_224": 384,
+    "vit_large_patch16_224": 384,
+    "vit_huge_patch14_224": 392,
+    "swin_base_patch4_window7_224": 384,
+    "convnext_large": 384,
+    "beit_large_patch16_224": 384,
+    "levit_384": 384,
+    "mixer_b16_224": 384,
+}
 """Models created from a file, and the size other than their own."""
 RESIZE = (
-    "vit_base_patch16_224", "vit_large_patch16_224", "swin_base_patch4_window7_224", "swinv2_base_window8_256",
-    "beit_base_patch16_224", "beit_large_patch16_224", "maxvit_tiny_tf_224", "maxvit_base_tf_224", "levit_384",
-    "mixer_b16_224", "crossvit_base_240", "volo_d1_224", "hiera_base_224", "mvitv2_base", "cait_s24_224", "nest_base",
-    "pit_b_224", "gcvit_base", "convit_base", "tnt_b_patch16_224", "samvit_base_patch16_224", "coat_lite_medium",
-    "visformer_small", "efficientformer_l3", "tiny_vit_21m_224", "convnext_base", "resnet50",
-)  # fmt: skip
+    "vit_base_patch16_224",
+    "vit_large_patch16_224",
+    "swin_base_patch4_window7_224",
+    "swinv2_base_window8_256",
+    "beit_base_patch16_224",
+    "beit_large_patch16_224",
+    "maxvit_tiny_tf_224",
+    "maxvit_base_tf_224",
+    "levit_384",
+    "mixer_b16_224",
+    "crossvit_base_240",
+    "volo_d1_224",
+    "hiera_base_224",
+    "mvitv2_base",
+    "cait_s24_224",
+    "nest_base",
+    "pit_b_224",
+    "gcvit_base",
+    "convit_base",
+    "tnt_b_patch16_224",
+    "samvit_base_patch16_224",
+    "coat_lite_medium",
+    "visformer_small",
+    "efficientformer_l3",
+    "tiny_vit_21m_224",
+    "convnext_base",
+    "resnet50",
+)
 QUICK = ("vit_tiny_patch16_224", "levit_128s", "swin_tiny_patch4_window7_224")
 REFUSED = (TypeError, ValueError, AssertionError, RuntimeError, AttributeError)
 
@@ -146,8 +174,18 @@ def moved(model: nn.Module, plan: Any) -> int:
 
 def create(arguments: argparse.Namespace, speed: dict[str, float], folder: Path) -> None:
     """From a safetensors file, at the model's size and at another."""
-    head("Create from a local file", "model", "MB", "size", "ours, ms", "stock, ms", "ratio", "limit, ms",
-         "extra peak memory / model: ours", "stock")  # fmt: skip
+    head(
+        "Create from a local file",
+        "model",
+        "MB",
+        "size",
+        "ours, ms",
+        "stock, ms",
+        "ratio",
+        "limit, ms",
+        "extra peak memory / model: ours",
+        "stock",
+    )
     models = {"vit_tiny_patch16_224": 96} if arguments.quick else CREATE
     for name, other in models.items():
         if not any(fnmatch(name, pattern) for pattern in arguments.models):
@@ -158,8 +196,10 @@ def create(arguments: argparse.Namespace, speed: dict[str, float], folder: Path)
         for img_size in (None, other):
             ours, stock = (_creation(who, name, path, img_size) for who in ("ours", "stock"))
             times = alternate(arguments.repeat, ours, stock if _runs(stock) else None)
-            peaks = [None if t is None else f"{_peak(who, name, path, img_size) / size:.2f}"
-                     for who, t in zip(("ours", "stock"), times, strict=True)]  # fmt: skip
+            peaks = [
+                None if t is None else f"{_peak(who, name, path, img_size) / size:.2f}"
+                for who, t in zip(("ours", "stock"), times, strict=True)
+            ]
             row(name, f"{size / 1e6:.0f}", img_size or "own", *times, ratio(*times), _ms(size / speed["file"]), *peaks)
         path.unlink()
 
@@ -205,8 +245,18 @@ def _peak_now() -> int:
 
 def resize(arguments: argparse.Namespace, speed: dict[str, float], folder: Path) -> None:
     """`set_input_size` from the model's size to another, planning alone, and a size that it already has."""
-    head("Set the input size", "model", "from", "to", "plan, ms", "same size, µs", "ours, ms", "stock, ms", "ratio",
-         "limit, ms")  # fmt: skip
+    head(
+        "Set the input size",
+        "model",
+        "from",
+        "to",
+        "plan, ms",
+        "same size, µs",
+        "ours, ms",
+        "stock, ms",
+        "ratio",
+        "limit, ms",
+    )
     for name in QUICK if arguments.quick else RESIZE:
         if not any(fnmatch(name, pattern) for pattern in arguments.models):
             continue
@@ -221,8 +271,11 @@ def resize(arguments: argparse.Namespace, speed: dict[str, float], folder: Path)
             for one in models:
                 timm_resize.resize_(one, size)
 
-        plan, same = alternate(arguments.repeat, lambda m=model, s=new: timm_resize.plan_resize(m, s),
-                               lambda m=model, s=old: timm_resize.resize_(m, s))  # fmt: skip
+        plan, same = alternate(
+            arguments.repeat,
+            lambda m=model, s=new: timm_resize.plan_resize(m, s),
+            lambda m=model, s=old: timm_resize.resize_(m, s),
+        )
         times = alternate(arguments.repeat, lambda m=model, s=new: timm_resize.resize_(m, s), stock, before=back)
         timm_resize.resize_(model, new)
         limit = moved(model, timm_resize.plan_resize(model, old)) / speed["memory"]
@@ -235,8 +288,17 @@ def text(size: tuple[int, int]) -> str:
 
 def masks(arguments: argparse.Namespace, speed: dict[str, float], folder: Path) -> None:
     """A Swin of one shifted block in its first stage, at sizes where its attention mask is most of the work."""
-    head("Swin attention masks", "px", "windows", "MB of masks", "ours, ms", "stock, ms", "ratio", "ours, ms / MB",
-         "limit, ms")  # fmt: skip
+    head(
+        "Swin attention masks",
+        "px",
+        "windows",
+        "MB of masks",
+        "ours, ms",
+        "stock, ms",
+        "ratio",
+        "ours, ms / MB",
+        "limit, ms",
+    )
     args = {"depths": (2, 1, 1, 1), "embed_dim": 8, "num_heads": (1, 1, 1, 1), "num_classes": 2}
     models = [stock_create_model("swin_tiny_patch4_window7_224", **args) for _ in range(2)]
 
@@ -257,8 +319,15 @@ def masks(arguments: argparse.Namespace, speed: dict[str, float], folder: Path) 
         mask = models[0].layers[0].blocks[1].attn_mask
         back()
         per = times[0].median * 1e3 / (mask.nbytes / 1e6)
-        row(text(size), mask.shape[0], f"{mask.nbytes / 1e6:.1f}", *times, ratio(*times), f"{per:.2f}",
-            _ms(mask.nbytes / speed["memory"]))  # fmt: skip
+        row(
+            text(size),
+            mask.shape[0],
+            f"{mask.nbytes / 1e6:.1f}",
+            *times,
+            ratio(*times),
+            f"{per:.2f}",
+            _ms(mask.nbytes / speed["memory"]),
+        )
 
 
 def save(arguments: argparse.Namespace, speed: dict[str, float], folder: Path) -> None:
@@ -345,9 +414,15 @@ def own_memory(*command: Any) -> int:
 
 
 SECTIONS: dict[str, Callable[[argparse.Namespace, dict[str, float], Path], None]] = {
-    "create": create, "resize": resize, "masks": masks, "save": save, "convert": convert, "forward": forward,
-    "imports": imports, "files": files,
-}  # fmt: skip
+    "create": create,
+    "resize": resize,
+    "masks": masks,
+    "save": save,
+    "convert": convert,
+    "forward": forward,
+    "imports": imports,
+    "files": files,
+}
 
 
 def main() -> None:

@@ -19,9 +19,20 @@ from pathlib import Path
 
 import timm
 
-FILES = ("test_factory.py", "test_hub.py", "test_model_input.py", "test_input_conv.py", "test_checkpoint_loading.py",
-         "test_checkpoint_saver.py", "test_layers.py", "test_layers_drop.py", "test_layers_pool.py",
-         "test_layers_pos_embed.py", "test_data.py", "test_scheduled_sampler.py")  # fmt: skip
+FILES = (
+    "test_factory.py",
+    "test_hub.py",
+    "test_model_input.py",
+    "test_input_conv.py",
+    "test_checkpoint_loading.py",
+    "test_checkpoint_saver.py",
+    "test_layers.py",
+    "test_layers_drop.py",
+    "test_layers_pool.py",
+    "test_layers_pos_embed.py",
+    "test_data.py",
+    "test_scheduled_sampler.py",
+)
 OUTCOME = re.compile(r"^(\S+::.+?) (PASSED|FAILED|SKIPPED|ERROR|XFAIL|XPASS)", re.MULTILINE)
 PLUGIN = """
 import timm_resize
@@ -32,8 +43,22 @@ timm_resize.install()
 
 def fetch(folder: Path) -> Path:
     """Download and unpack timm's source distribution of the installed version."""
-    subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-binary", ":all:", "--no-deps",
-                    f"timm=={timm.__version__}", "--dest", str(folder)], check=True)  # fmt: skip
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-binary",
+            ":all:",
+            "--no-deps",
+            f"timm=={timm.__version__}",
+            "--dest",
+            str(folder),
+        ],
+        check=True,
+    )
     archive = next(folder.glob("timm-*.tar.gz"))
     with tarfile.open(archive) as files:
         files.extractall(folder, filter="data")
@@ -44,11 +69,27 @@ def outcomes(source: Path, plugin: bool, models: list[str], scratch: Path) -> di
     """Run the tests in a process of its own; return the outcome of each."""
     scratch.mkdir(exist_ok=True)
     (scratch / "with_timm_resize.py").write_text(PLUGIN)
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(scratch), os.environ.get("PYTHONPATH", "")]),
-           "HF_HUB_OFFLINE": "1"}  # fmt: skip
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(scratch), os.environ.get("PYTHONPATH", "")]),
+        "HF_HUB_OFFLINE": "1",
+    }
     files = [str(source / "tests" / name) for name in FILES if (source / "tests" / name).exists()]
-    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-p", "no:xdist", "-c", os.devnull,
-               "--rootdir", str(source), *(["-p", "with_timm_resize"] if plugin else [])]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-v",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "-c",
+        os.devnull,
+        "--rootdir",
+        str(source),
+        *(["-p", "with_timm_resize"] if plugin else []),
+    ]
     found: dict[str, str] = {}
     runs = [files]
     if models:
@@ -76,8 +117,10 @@ def main() -> int:
     names = sorted({*without, *installed})
     different = [n for n in names if without.get(n) != installed.get(n)]
     for kind in sorted({*without.values(), *installed.values()}):
-        print(f"{kind:8} {sum(v == kind for v in without.values()):6} without, "
-              f"{sum(v == kind for v in installed.values()):6} with the plugin")  # fmt: skip
+        print(
+            f"{kind:8} {sum(v == kind for v in without.values()):6} without, "
+            f"{sum(v == kind for v in installed.values()):6} with the plugin"
+        )
     for name in different:
         print(f"{name}: {without.get(name)} without, {installed.get(name)} with")
     print(f"{len(names)} tests, {len(different)} differ")

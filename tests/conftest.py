@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import timm_resize
-from timm_resize.factory import _installed
+from timm_resize.plugin.create_model import _installed
 
 torch.set_num_threads(1)  # the models are tiny; one thread per worker is fastest
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import timm_resize
-from tests.oracle import stock
+from tests.helpers.oracle import stock
 from timm_resize.cost import Cost, measure, table
 
 
@@ -115,8 +115,11 @@ def test_parameters_as_inputs():
 def test_size_that_does_not_run():
     """A size that the model's forward refuses is an error with the forward's own words."""
     model = on_meta("vit_tiny_patch16_224", depth=1)
-    with pytest.raises(timm_resize.ResizeError, match=r"^VisionTransformer: img_size=\(256, 256\) cannot be measured.*"
-                       r"doesn't match model"):  # fmt: skip
+    with pytest.raises(
+        timm_resize.ResizeError,
+        match=r"^VisionTransformer: img_size=\(256, 256\) cannot be measured.*"
+        r"doesn't match model",
+    ):
         measure(model, 256)
 
 

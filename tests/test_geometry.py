@@ -91,10 +91,17 @@ def test_sides_are_positive(value):
 
 @pytest.mark.parametrize(
     ("value", "count"),
-    [((), 0), ((224,), 1), ([224], 1), ((3, 224, 224), 3), (torch.Size([3, 224, 224]), 3), (np.array([224]), 1),
-     (torch.tensor([1, 3, 8, 8]), 4)],
+    [
+        ((), 0),
+        ((224,), 1),
+        ([224], 1),
+        ((3, 224, 224), 3),
+        (torch.Size([3, 224, 224]), 3),
+        (np.array([224]), 1),
+        (torch.tensor([1, 3, 8, 8]), 4),
+    ],
     ids=repr,
-)  # fmt: skip
+)
 def test_a_pair_has_two(value, count):
     """One number in a sequence or three, such as (channels, height, width)."""
     with pytest.raises(InvalidSizeError) as error:
@@ -178,9 +185,14 @@ def test_stage_sizes_refuse_what_is_no_size(value, stages, complaint):
 
 @pytest.mark.parametrize(
     ("size", "by", "floor", "ceil"),
-    [((224, 256), 16, (14, 16), (14, 16)), ((230, 224), 16, (14, 14), (15, 14)), ((1, 33), 32, (0, 1), (1, 2)),
-     ((230, 230), (14, 16), (16, 14), (17, 15)), ((0, 5), 5, (0, 1), (0, 1))],
-)  # fmt: skip
+    [
+        ((224, 256), 16, (14, 16), (14, 16)),
+        ((230, 224), 16, (14, 14), (15, 14)),
+        ((1, 33), 32, (0, 1), (1, 2)),
+        ((230, 230), (14, 16), (16, 14), (17, 15)),
+        ((0, 5), 5, (0, 1), (0, 1)),
+    ],
+)
 def test_division_rounds(size, by, floor, ceil):
     """Down as a convolution without padding, up as one with; per axis."""
     assert floor_div(size, by) == floor

@@ -1,22 +1,14 @@
 """Any timm model, at any image size, with its pretrained weights carried over."""
 
-import timm_resize.families  # noqa: F401  binds the name before the function below takes it for good
-from timm_resize.apply import resize_
-from timm_resize.checkpoint import resize_state_dict
-from timm_resize.data import data_config
-from timm_resize.errors import (
-    CheckpointError,
-    InvalidSizeError,
-    ResizeError,
-    StalePlanError,
-    UnsupportedModelError,
-)
-from timm_resize.factory import create_model, install, uninstall
-from timm_resize.hub import save_pretrained
-from timm_resize.plan import Change, ResizePlan
-from timm_resize.planner import nearest_sizes, plan_resize
-from timm_resize.push import push_to_hub
-from timm_resize.registry import families, register
+from timm_resize.core.plan import Change, ResizePlan
+from timm_resize.core.registry import families, register
+from timm_resize.errors import CheckpointError, InvalidSizeError, ResizeError, StalePlanError, UnsupportedModelError
+from timm_resize.hub.push import push_to_hub
+from timm_resize.hub.save import save_pretrained
+from timm_resize.multi_size import MultiSize, at_size
+from timm_resize.plugin.create_model import create_model, install, uninstall
+from timm_resize.plugin.data_config import data_config
+from timm_resize.resize import nearest_sizes, plan_resize, resize_
 from timm_resize.training import (
     ProgressiveResize,
     SizeSchedule,
@@ -27,9 +19,8 @@ from timm_resize.training import (
     resize_optimizer_state_dict,
     resume_checkpoint,
 )
-from timm_resize.views import MultiSize, at_size
-
-__version__ = "0.1.0"
+from timm_resize.version import __version__
+from timm_resize.weights.state_dict import resize_state_dict
 
 __all__ = [
     "Change",
@@ -42,6 +33,7 @@ __all__ = [
     "SizeSchedule",
     "StalePlanError",
     "UnsupportedModelError",
+    "__version__",
     "at_size",
     "create_model",
     "data_config",
@@ -62,3 +54,8 @@ __all__ = [
     "save_pretrained",
     "uninstall",
 ]
+
+
+def __dir__() -> list[str]:
+    """List what a user may rely on; the rooms behind it stay importable by their full names."""
+    return [*__all__]

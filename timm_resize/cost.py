@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from timm_resize.core.copies import meta_copy
+from timm_resize.core.find import current_size, find_model
 from timm_resize.errors import ResizeError
 from timm_resize.geometry import Size, ceil_div, parse_size, text
-from timm_resize.locate import current_size, find_model
-from timm_resize.twins import meta_twin
 
 _aten = torch.ops.aten
 
@@ -67,7 +67,7 @@ def measure(model: nn.Module, img_size: Any = None) -> Cost:
     size = current_size(root) if img_size is None else parse_size(img_size, "img_size", name)
     if size is None:
         raise ResizeError(f"{name}: img_size=None and the model records no size. Give img_size=224.")
-    twin = meta_twin(root).eval().requires_grad_(False)
+    twin = meta_copy(root).eval().requires_grad_(False)
     weight = next((p for p in twin.parameters() if p.is_floating_point()), torch.empty(0))
     image = torch.empty(1, _channels(twin), *size, device="meta", dtype=weight.dtype)
     scores = _Scores()

@@ -34,13 +34,3 @@ def near_names(name: str, known: Iterable[str], limit: int = 3) -> str:
         'bicubic'
     """
     return ", ".join(difflib.get_close_matches(name, list(known), n=limit, cutoff=0.6))
-
-
-def unknown_model(error: RuntimeError, model_name: str) -> RuntimeError:
-    """Add the nearest registered names to timm's 'Unknown model'; other errors stay as they are."""
-    from timm.models import list_models
-
-    near = near_names(model_name.partition(".")[0], list_models())
-    if not str(error).startswith("Unknown model") or not near:
-        return error
-    return RuntimeError(f"{error}. Near names: {near}.")

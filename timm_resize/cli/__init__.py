@@ -17,6 +17,7 @@ import timm
 import torch
 
 from timm_resize.errors import ResizeError
+from timm_resize.version import __version__
 
 NOISY = ("timm", "huggingface_hub")
 """Loggers whose warnings are about calls that the user of a command did not write."""
@@ -47,8 +48,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from timm_resize import __version__
-
     parser = argparse.ArgumentParser(
         prog="timm-resize",
         description="Resize timm models to other image sizes, with their weights carried over.",

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from timm_resize.core.request import POLICIES, PRESETS
 from timm_resize.errors import ResizeError
-from timm_resize.factory import create_model
-from timm_resize.planner import POLICIES, PRESETS
-from timm_resize.resample.kinds import MODES
+from timm_resize.plugin.create_model import create_model
+from timm_resize.resample.maps import MODES
 
 RESIZE_OPTIONS = ("patch_size", "window_size", "window_policy", "interpolation", "antialias", "preset")
 
@@ -55,19 +55,35 @@ def keyword(text: str) -> tuple[str, Any]:
 
 def add_resize_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `timm_resize.plan_resize`, and keywords for building the model."""
-    parser.add_argument("--img-size", type=size, required=True, metavar="S",
-                        help="new image size in pixels: 384, or 320x448 for height x width")  # fmt: skip
+    parser.add_argument(
+        "--img-size",
+        type=size,
+        required=True,
+        metavar="S",
+        help="new image size in pixels: 384, or 320x448 for height x width",
+    )
     parser.add_argument("--patch-size", type=size, metavar="P", help="new patch size (default: kept)")
-    parser.add_argument("--window-size", type=size, metavar="W",
-                        help="new window size: 12, 8x12, or one per stage: 12,12,12,6")  # fmt: skip
-    parser.add_argument("--window-policy", choices=POLICIES,
-                        help="without --window-size: as timm's set_input_size does it (default), keep the "
-                             "windows, or scale them with the image")  # fmt: skip
+    parser.add_argument(
+        "--window-size", type=size, metavar="W", help="new window size: 12, 8x12, or one per stage: 12,12,12,6"
+    )
+    parser.add_argument(
+        "--window-policy",
+        choices=POLICIES,
+        help="without --window-size: as timm's set_input_size does it (default), keep the "
+        "windows, or scale them with the image",
+    )
     parser.add_argument("--interpolation", choices=(*MODES, "geometric"), help="default: timm's for the model")
     parser.add_argument("--antialias", action=argparse.BooleanOptionalAction, help="default: timm's for the model")
     parser.add_argument("--preset", choices=tuple(PRESETS), help="interpolation as upstream code has it")
-    parser.add_argument("--model-kwargs", type=keyword, nargs="+", action="extend", default=[], metavar="KEY=VALUE",
-                        help="arguments for building the model, e.g. in_chans=1 depth=6")  # fmt: skip
+    parser.add_argument(
+        "--model-kwargs",
+        type=keyword,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="arguments for building the model, e.g. in_chans=1 depth=6",
+    )
 
 
 def resize_options(args: argparse.Namespace) -> dict[str, Any]:

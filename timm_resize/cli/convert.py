@@ -16,13 +16,13 @@ from typing import Any
 from timm.models import load_state_dict
 from torch import nn
 
-from timm_resize.apply import resize_
-from timm_resize.checkpoint import source_geometry
 from timm_resize.cli._common import add_resize_arguments, build, resize_options, size
 from timm_resize.errors import CheckpointError, ResizeError
-from timm_resize.factory import create_model
-from timm_resize.hub import CONFIG, WEIGHTS, save_pretrained, stock_misfit
-from timm_resize.loading import mapped
+from timm_resize.hub.save import CONFIG, WEIGHTS, save_pretrained, stock_misfit
+from timm_resize.plugin.create_model import create_model
+from timm_resize.resize import resize_
+from timm_resize.weights.pretrained import mapped
+from timm_resize.weights.source import source_geometry
 
 EXAMPLE = "timm-resize convert levit_128s --img-size 320x448 --no-pretrained --output levit-320x448"
 
@@ -31,14 +31,21 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
-    parser.add_argument("source", metavar="SOURCE",
-                        help="a timm model name (with tag), local-dir:FOLDER, hf-hub:OWNER/NAME, or a checkpoint "
-                             "file (.safetensors, .pth) with --model")  # fmt: skip
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a timm model name (with tag), local-dir:FOLDER, hf-hub:OWNER/NAME, or a checkpoint "
+        "file (.safetensors, .pth) with --model",
+    )
     add_resize_arguments(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write to, made if missing")
     parser.add_argument("--model", metavar="NAME", help="the timm model that a checkpoint file is of")
-    parser.add_argument("--source-size", type=size, metavar="S",
-                        help="image size a checkpoint file was saved at, where its shapes cannot tell")  # fmt: skip
+    parser.add_argument(
+        "--source-size",
+        type=size,
+        metavar="S",
+        help="image size a checkpoint file was saved at, where its shapes cannot tell",
+    )
     parser.add_argument("--num-classes", type=int, metavar="N", help="another number of classes: a new classifier")
     parser.add_argument("--no-pretrained", action="store_true", help="random weights; nothing is downloaded")
     parser.add_argument("--force", action="store_true", help="overwrite a model in DIR")

@@ -13,7 +13,7 @@ import timm
 from timm.models import _registry
 from torch import nn
 
-from timm_resize.registry import Handler, handler_for, handlers
+from timm_resize.core.registry import Handler, handler_for, handlers
 
 EXAMPLE = "timm-resize families"
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import argparse
 
-from timm_resize.apply import resize_
 from timm_resize.cli._common import add_resize_arguments, build, resize_options
 from timm_resize.cost import measure, table
 from timm_resize.errors import ResizeError
+from timm_resize.resize import resize_
 
 EXAMPLE = "timm-resize plan swin_tiny_patch4_window7_224 --img-size 320x448"
 

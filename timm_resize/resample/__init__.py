@@ -1,8 +1,7 @@
 """Pure tensor → tensor resampling, and the frozen values that describe it."""
 
 from timm_resize.resample.axis import Adjoint, AxisMap, Geometric, Interpolate, MirroredOffset, PatchKernel
-from timm_resize.resample.grid import Resample
-from timm_resize.resample.kinds import (
+from timm_resize.resample.maps import (
     flatten_linear,
     offset_table,
     patch_kernel,
@@ -14,6 +13,7 @@ from timm_resize.resample.kinds import (
     token_reader,
     token_writer,
 )
+from timm_resize.resample.resample import Resample
 
 __all__ = [
     "Adjoint",

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from timm_resize.resample.positions import sample_matrix
+from timm_resize.resample.sampling import sample_matrix
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,14 @@ class Interpolate(AxisMap):
         return f"{self.mode}{' antialias' if self.antialias else ''}{corners}"
 
 
-def _interpolation(old: int, new: int, mode: str, antialias: bool, align_corners: bool | None = None,
-                   dtype: torch.dtype = torch.float64) -> Tensor:  # fmt: skip
+def _interpolation(
+    old: int,
+    new: int,
+    mode: str,
+    antialias: bool,
+    align_corners: bool | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
     """Return interpolate()'s (new, old) matrix for one axis, float64.
 
     The axis is laid along the width: antialiased interpolation of a one-column image along its height is wrong

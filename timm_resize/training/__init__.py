@@ -2,7 +2,7 @@
 
 from timm_resize.training.distributed import resize_ddp, resize_fsdp
 from timm_resize.training.groups import freeze_unresized_, param_groups
-from timm_resize.training.optimizer import optimizer_writes, resize_optimizer_state_dict
+from timm_resize.training.optimizer_state import resize_optimizer_state_dict
 from timm_resize.training.resume import resume_checkpoint
 from timm_resize.training.schedule import ProgressiveResize, SizeSchedule
 
@@ -10,7 +10,6 @@ __all__ = [
     "ProgressiveResize",
     "SizeSchedule",
     "freeze_unresized_",
-    "optimizer_writes",
     "param_groups",
     "resize_ddp",
     "resize_fsdp",

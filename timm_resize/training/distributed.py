@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from timm_resize.apply import resize_
 from timm_resize.errors import ResizeError, UnsupportedModelError
+from timm_resize.resize import resize_
 
 
 def resize_ddp(model: nn.Module, img_size: Any, **options: Any) -> DistributedDataParallel:
@@ -51,10 +51,16 @@ def resize_ddp(model: nn.Module, img_size: Any, **options: Any) -> DistributedDa
     )
 
 
-def resize_fsdp(model: nn.Module, img_size: Any, *, build: Callable[[], nn.Module], shard: Callable[[nn.Module], Any],
-                optimizer: Optimizer | None = None,
-                build_optimizer: Callable[[Iterator[nn.Parameter]], Optimizer] | None = None,
-                **options: Any) -> tuple[nn.Module, Optimizer | None]:  # fmt: skip
+def resize_fsdp(
+    model: nn.Module,
+    img_size: Any,
+    *,
+    build: Callable[[], nn.Module],
+    shard: Callable[[nn.Module], Any],
+    optimizer: Optimizer | None = None,
+    build_optimizer: Callable[[Iterator[nn.Parameter]], Optimizer] | None = None,
+    **options: Any,
+) -> tuple[nn.Module, Optimizer | None]:
     """Resize a model that `torch.distributed.fsdp.fully_shard` sharded: gather, resize on every rank, shard anew.
 
     Sharded parameters keep the shapes that they were sharded with, so there is no way in place. Call it on every rank,

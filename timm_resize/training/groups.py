@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from timm_resize.locate import find_model
-from timm_resize.plan import ResizePlan
+from timm_resize.core.find import find_model
+from timm_resize.core.plan import ResizePlan
 
 
 def _resized(model: nn.Module, plan: ResizePlan) -> set[int]:
@@ -15,8 +15,9 @@ def _resized(model: nn.Module, plan: ResizePlan) -> set[int]:
     return {id(root.get_parameter(c.key)) for c in plan if c.kind == "parameter"}
 
 
-def param_groups(model: nn.Module, plan: ResizePlan, lr: float, resized_lr: float,
-                 **options: Any) -> list[dict[str, Any]]:  # fmt: skip
+def param_groups(
+    model: nn.Module, plan: ResizePlan, lr: float, resized_lr: float, **options: Any
+) -> list[dict[str, Any]]:
     """Split trainable parameters in two: those that a resize resampled, and the rest.
 
     Args:

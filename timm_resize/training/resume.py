@@ -8,15 +8,22 @@ from typing import Any
 from timm.models import _helpers, clean_state_dict
 from torch import nn
 
-from timm_resize.checkpoint import resize_state_dict, source_geometry
+from timm_resize.core.find import current_size, find_model
 from timm_resize.errors import CheckpointError
-from timm_resize.locate import current_size, find_model
-from timm_resize.training.optimizer import resize_optimizer_state_dict
+from timm_resize.training.optimizer_state import resize_optimizer_state_dict
+from timm_resize.weights.source import source_geometry
+from timm_resize.weights.state_dict import resize_state_dict
 
 
-def resume_checkpoint(model: nn.Module, checkpoint_path: str | os.PathLike[str], optimizer: Any = None,
-                      loss_scaler: Any = None, *, ema: nn.Module | None = None,
-                      source: Any = None) -> int | None:  # fmt: skip
+def resume_checkpoint(
+    model: nn.Module,
+    checkpoint_path: str | os.PathLike[str],
+    optimizer: Any = None,
+    loss_scaler: Any = None,
+    *,
+    ema: nn.Module | None = None,
+    source: Any = None,
+) -> int | None:
     """Load a file of timm's `CheckpointSaver` into a model at another size, its optimizer and EMA copy with it.
 
     As `timm.models.resume_checkpoint`, which needs the checkpoint's own size. Everything is computed before anything is

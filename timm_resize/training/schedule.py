@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import nn
 
-from timm_resize.apply import resize_
+from timm_resize.core.copies import meta_copy
+from timm_resize.core.find import current_size, find_model
+from timm_resize.core.plan import ResizePlan
 from timm_resize.cost import measure
 from timm_resize.errors import InvalidSizeError, ResizeError
 from timm_resize.geometry import Size, parse_size, text
-from timm_resize.locate import current_size, find_model
-from timm_resize.plan import ResizePlan
-from timm_resize.planner import nearest_sizes
+from timm_resize.resize import nearest_sizes, resize_
 
 _logger = logging.getLogger(__name__)
 
@@ -116,9 +116,7 @@ def _load(size: Size, model: nn.Module | None) -> tuple[int, int]:
     """Return pixels, and the attention scores of a model at that size."""
     if model is None:
         return size[0] * size[1], 0
-    from timm_resize.twins import meta_twin
-
-    twin = meta_twin(find_model(model))
+    twin = meta_copy(find_model(model))
     resize_(twin, size)
     return size[0] * size[1], sum(measure(twin).attention)
 
@@ -166,9 +164,17 @@ class ProgressiveResize:
         [((96, 96), 88), ((128, 128), 50), ((160, 160), 32)]
     """
 
-    def __init__(self, model: nn.Module, schedule: SizeSchedule, *, optimizer: Any = None, ema: Any = None,
-                 on_size: Callable[[Size, int | None], Any] | None = None, batch_size: int | None = None,
-                 **options: Any) -> None:  # fmt: skip
+    def __init__(
+        self,
+        model: nn.Module,
+        schedule: SizeSchedule,
+        *,
+        optimizer: Any = None,
+        ema: Any = None,
+        on_size: Callable[[Size, int | None], Any] | None = None,
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> None:
         """Snap the schedule; nothing is resized yet."""
         self.model = model
         self.schedule = schedule.snapped(model, **options)

@@ -1,0 +1,246 @@
+"""Every registered model family against stock timm. Parametrised over the registry: a new family edits nothing here."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import timm_resize
+import timm_resize.core.transaction
+from tests.helpers.oracle import (
+    assert_close,
+    assert_same_structure,
+    attributes,
+    first,
+    image,
+    redraw_,
+    sizes_for,
+    stock,
+    tensors,
+)
+from timm_resize.core.registry import handlers
+
+SMALLER = {name: dict(kwargs) for h in handlers() for name, kwargs in h.examples.items()}
+STATEFUL = sorted({name for h in handlers() if h.state for name in h.examples})
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def build(name: str, **kwargs):
+    """Build an example with stock timm, three classes, shrunk as its family says."""
+    return stock(name, **{"num_classes": 3, **SMALLER[name], **kwargs})
+
+
+def stock_runs(name: str, size: tuple[int, int]) -> bool:
+    """Whether stock builds the model at `size` and can run it there."""
+    try:
+        build(name, img_size=size)(image(size))
+    except (TypeError, RuntimeError, AssertionError, ValueError, IndexError):
+        return False
+    return True
+
+
+@pytest.fixture(scope="module", params=STATEFUL)
+def name(request):
+    """An example; all its tests run together, so that it is built once."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def checkpoint(name, tmp_path_factory):
+    """A redrawn native-size model, and its checkpoint on disk."""
+    model = redraw_(build(name))
+    path = tmp_path_factory.mktemp("checkpoint") / "model.safetensors"
+    save_file({k: v.contiguous().clone() for k, v in model.state_dict().items()}, path)
+    return model, str(path)
+
+
+def test_resize_equals_stock_set_input_size(name, checkpoint):
+    """Wherever stock has `set_input_size`, ours gives the same tensors, structure, records and outputs."""
+    model, _ = checkpoint
+    if not hasattr(model, "set_input_size"):
+        pytest.skip("stock has no set_input_size for this family")
+    for size in sizes_for(model):
+        ours, theirs = copy.deepcopy(model), copy.deepcopy(model)
+        theirs.set_input_size(img_size=size)
+        timm_resize.resize_(ours, size)
+        assert_close(ours, theirs)
+        assert_same_structure(ours, theirs, ignore={"feature_info"})  # which stock leaves at the old reduction
+        assert ours._traits == theirs._traits
+        assert ours._model_args == theirs._model_args
+        with torch.inference_mode():
+            x = image(size)
+            torch.testing.assert_close(first(ours(x)), first(theirs(x)), atol=1e-5, rtol=1e-5)
+
+
+def test_create_model_from_a_checkpoint_equals_stock(name, checkpoint):
+    """`create_model(img_size=S)` from a native-size checkpoint equals stock's, where stock can do it."""
+    _, path = checkpoint
+    compared = 0
+    for size in sizes_for(build(name, device="meta")):
+        args = dict(
+            img_size=size, num_classes=3, pretrained=True, pretrained_cfg_overlay=dict(file=path, num_classes=3)
+        )
+        if not stock_runs(name, size):
+            continue
+        ours = timm_resize.create_model(name, **SMALLER[name], **args).eval()
+        try:
+            theirs = build(name, **args)
+        except (TypeError, RuntimeError, AssertionError):
+            continue
+        assert_close(ours, theirs)
+        assert_same_structure(ours, theirs)
+        assert ours._traits == theirs._traits
+        assert ours._model_args == theirs._model_args
+        with torch.inference_mode():
+            x = image(size)
+            torch.testing.assert_close(first(ours(x)), first(theirs(x)), atol=1e-5, rtol=1e-5)
+        compared += 1
+    if not compared:
+        pytest.skip("stock cannot load this family at another size")
+
+
+def test_structure_equals_a_fresh_stock_build(name):
+    """From a checkpoint of another size: every shape, buffer and attribute as stock's constructor makes it."""
+    built = 0
+    for size in sizes_for(build(name, device="meta")):
+        if not stock_runs(name, size):
+            continue
+        theirs = build(name, img_size=size)
+        state = build(name).state_dict()
+        overlay = dict(state_dict=state, num_classes=3)
+        ours = timm_resize.create_model(
+            name, img_size=size, num_classes=3, pretrained=True, pretrained_cfg_overlay=overlay, **SMALLER[name]
+        ).eval()
+        assert_same_structure(ours, theirs)
+        built += 1
+    if not built:
+        pytest.skip("stock cannot build this family at another size")
+
+
+def test_buffers_reinitialise_to_themselves(name, checkpoint):
+    """timm's `init_non_persistent_buffers` after a resize changes nothing, non-square too where stock can run it."""
+    model, _ = checkpoint
+    large, _, *wide = sizes_for(model)
+    for size in (large, *(s for s in wide if stock_runs(name, s))):
+        resized = copy.deepcopy(model)
+        timm_resize.resize_(resized, size)
+        before = {n: b.clone() for n, b in resized.named_buffers()}
+        for module in resized.modules():
+            if hasattr(module, "init_non_persistent_buffers"):
+                module.init_non_persistent_buffers()
+        after = dict(resized.named_buffers())
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[n], after[n]) for n in before)
+
+
+def test_untouched_chain_is_path_independent(name, checkpoint):
+    """There and back restores every bit; a detour changes nothing; the same size is an empty plan."""
+    model, _ = checkpoint
+    native = timm_resize.plan_resize(model).new_size
+    large, small, *_ = sizes_for(model)
+    straight, detour, back = (copy.deepcopy(model) for _ in range(3))
+    timm_resize.resize_(straight, large)
+    timm_resize.resize_(detour, small)
+    timm_resize.resize_(detour, large)
+    timm_resize.resize_(back, large)
+    timm_resize.resize_(back, native)
+    for twin, want in ((detour, straight), (back, model)):
+        a, b = tensors(twin), tensors(want)
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[n], b[n]) for n in a)
+        assert attributes(twin) == attributes(want)
+    assert not timm_resize.plan_resize(straight, large)
+
+
+def test_parameters_keep_their_identity(name, checkpoint):
+    """The same Parameter objects, dtype, `requires_grad`; resized ones still take a gradient."""
+    model = copy.deepcopy(checkpoint[0])
+    size = sizes_for(model)[0]
+    resized = {c.key for c in timm_resize.plan_resize(model, size) if c.kind == "parameter"}
+    before = dict(model.named_parameters())
+    frozen = sorted(resized)[:1]
+    for n in frozen:
+        before[n].requires_grad_(False)
+    timm_resize.resize_(model, size)
+    after = dict(model.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(before[n] is after[n] for n in before)
+    assert all(after[n].requires_grad == (n not in frozen) for n in after)
+    first(model.train()(image(size, batch=2))).float().square().mean().backward()
+    for n in resized - set(frozen):
+        assert after[n].grad is not None, n
+        assert after[n].grad.shape == after[n].shape, n
+
+
+def test_a_failing_write_leaves_everything(name, checkpoint, monkeypatch, record_property):
+    """An exception at each single write leaves every tensor object, value and attribute as before."""
+    model = copy.deepcopy(checkpoint[0])
+    size = sizes_for(model)[0]
+    objects = {n: (t, t.data_ptr(), t.clone()) for n, t in tensors(model).items()}
+    python = attributes(model)
+    records = copy.deepcopy((model._traits, model._model_args))
+    steps = {"left": 0}
+
+    def write(do):
+        if steps["left"] == 0:
+            raise RuntimeError("injected")
+        steps["left"] -= 1
+        do()
+        steps["done"] = steps.get("done", 0) + 1
+
+    monkeypatch.setattr(timm_resize.core.transaction, "_write", write)
+    point = 0
+    while True:
+        steps["left"] = point
+        try:
+            timm_resize.resize_(model, size)
+            break
+        except RuntimeError as error:
+            assert str(error) == "injected"  # noqa: PT017
+        now = tensors(model)
+        assert now.keys() == objects.keys()
+        for n, (tensor, pointer, value) in objects.items():
+            assert now[n] is tensor, n
+            assert tensor.data_ptr() == pointer, n
+            assert torch.equal(tensor, value), n
+        assert attributes(model) == python
+        assert (model._traits, model._model_args) == records
+        assert "_resize_chain" not in model.__dict__
+        point += 1
+    assert point >= 1
+    record_property("faults", point)
+
+
+def test_plans_work_on_the_meta_device(name, checkpoint):
+    """A plan made on the meta device lists the same changes as one made on the real model."""
+    model, _ = checkpoint
+    meta = build(name, device="meta")
+    for size in sizes_for(meta):
+        assert [
+            (c.key, c.kind, c.new, c.how) for c in timm_resize.plan_resize(meta, size) if c.kind != "attribute"
+        ] == [(c.key, c.kind, c.new, c.how) for c in timm_resize.plan_resize(model, size) if c.kind != "attribute"]
+    timm_resize.resize_(meta, size)
+    assert all(p.is_meta for p in meta.parameters())
+
+
+def test_a_resized_model_copies_and_pickles(name, checkpoint, tmp_path):
+    """deepcopy and torch.save carry a resized model, and the copy still remembers the original tensors."""
+    model = copy.deepcopy(checkpoint[0])
+    native, size = timm_resize.plan_resize(model).new_size, sizes_for(model)[1]
+    want = {n: t.clone() for n, t in tensors(model).items()}
+    timm_resize.resize_(model, size)
+    torch.save(model, tmp_path / "model.pt")
+    for twin in (copy.deepcopy(model), torch.load(tmp_path / "model.pt", weights_only=False)):
+        assert all(torch.equal(t, tensors(model)[n]) for n, t in tensors(twin).items())
+        timm_resize.resize_(twin, native)
+        assert all(torch.equal(t, want[n]) for n, t in tensors(twin).items())

@@ -1,0 +1,296 @@
+"""Saved models open in stock timm, in a process without this package; a failing save leaves the old files whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import timm_resize
+from tests.helpers.oracle import image, redraw_, stock
+from timm_resize.hub import save as hub
+from timm_resize.hub.save import plain_tensors, save_pretrained, stock_misfit
+
+READER = """
+import sys
+sys.modules["timm_resize"] = None
+import timm, torch
+torch.set_num_threads(1)  # as the tests: the order of sums depends on it
+for folder in sys.argv[1:]:
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    with torch.no_grad():
+        output = model(torch.load(f"{folder}/image.pt"))
+    size = timm.data.resolve_model_data_config(model)["input_size"]
+    torch.save({"state": model.state_dict(), "output": output, "input_size": tuple(size)}, f"{folder}/seen.pt")
+"""
+"""Reads folders as a user without this package does: importing it fails."""
+
+MODELS = {
+    "vit_tiny_patch16_224": ({"depth": 1}, (96, 160)),
+    "deit_tiny_distilled_patch16_224": ({"depth": 1, "num_classes": 3}, (192, 192)),
+    "levit_128s": ({"num_classes": 5}, (160, 256)),
+    "swin_tiny_patch4_window7_224": ({"depths": (1, 1, 2, 1), "in_chans": 1}, (192, 256)),
+    "resmlp_12_224": ({"num_classes": 2}, (128, 192)),
+    "coat_lite_tiny": ({}, (192, 128)),
+    "resnet18": ({"num_classes": 2}, (192, 128)),
+}
+
+
+def picture(model, size):
+    channels = model.pretrained_cfg["input_size"][0] if not hasattr(model, "in_chans") else model.in_chans
+    return image(size)[:, :channels]
+
+
+@pytest.fixture(scope="module")
+def read_back(tmp_path_factory):
+    """Resize, save, and read every model in one process without timm_resize; name → (model, folder, seen)."""
+    saved = {}
+    for name, (kwargs, size) in MODELS.items():
+        model = redraw_(stock(name, **kwargs))
+        timm_resize.resize_(model, size)
+        folder = tmp_path_factory.mktemp(name)
+        save_pretrained(model, folder)
+        torch.save(picture(model, size), folder / "image.pt")
+        saved[name] = (model, folder)
+    run = subprocess.run(
+        [sys.executable, "-c", READER, *(str(f) for _, f in saved.values())], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    return {name: (model, folder, torch.load(folder / "seen.pt")) for name, (model, folder) in saved.items()}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_opens_in_stock_timm(name, read_back):
+    """Stock timm without this package reads equal bits, computes equal outputs, and knows the input size."""
+    model, folder, seen = read_back[name]
+    state = model.state_dict()
+    assert seen["state"].keys() == state.keys()
+    for key, value in state.items():
+        assert torch.equal(seen["state"][key], value), key
+    x = torch.load(folder / "image.pt")
+    with torch.no_grad():
+        assert torch.equal(seen["output"], model(x))
+    assert seen["input_size"] == tuple(x.shape[1:])
+    assert stock_misfit(folder) is None
+
+
+def config_of(model, folder):
+    save_pretrained(model, folder)
+    return json.loads((folder / "config.json").read_text())
+
+
+def test_config_of_a_fixed_size(tmp_path):
+    """A class whose constructor takes img_size is rebuilt by it."""
+    model = stock("vit_tiny_patch16_224", depth=1)
+    timm_resize.resize_(model, (96, 160))
+    config = config_of(model, tmp_path)
+    assert config["architecture"] == "vit_tiny_patch16_224"
+    assert config["model_args"]["img_size"] == [96, 160]
+    assert config["model_args"]["depth"] == 1
+    assert config["pretrained_cfg"]["input_size"] == [3, 96, 160]
+
+
+def test_config_of_a_size_free_model(tmp_path):
+    """A class without img_size gets none; preprocessing has the new size, the source's test size is gone."""
+    model = stock("resnet18.a1_in1k", num_classes=2)
+    timm_resize.resize_(model, (256, 320))
+    config = config_of(model, tmp_path)
+    assert "img_size" not in config["model_args"]
+    data = config["pretrained_cfg"]
+    assert data["input_size"] == [3, 256, 320]
+    assert data["pool_size"] is None
+    assert "test_input_size" not in data
+    assert data["crop_pct"] == 0.95
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert timm.data.resolve_model_data_config(again, use_test_size=True)["input_size"] == (3, 256, 320)
+
+
+def test_config_of_an_unchanged_model(tmp_path):
+    """Without a resize the file is timm's own, the source's test size included."""
+    from timm.models._hub import save_config_for_hf
+
+    model = stock("resnet18.a1_in1k")
+    save_config_for_hf(model, str(tmp_path / "stock.json"))
+    config = config_of(model, tmp_path / "ours")
+    assert config == json.loads((tmp_path / "stock.json").read_text())
+    assert config["pretrained_cfg"]["test_input_size"] == [3, 288, 288]
+
+
+def test_shared_and_strided_tensors(tmp_path):
+    """Tied, transposed and channels-last weights are written, each under its name; the model keeps them as they are."""
+    model = redraw_(stock("vit_tiny_patch16_224", depth=2, num_classes=2)).to(memory_format=torch.channels_last)
+    model.blocks[1].attn.proj.weight = model.blocks[0].attn.proj.weight
+    model.head.weight = nn.Parameter(torch.randn(192, 2).t())
+    strides = {k: v.stride() for k, v in model.state_dict().items()}
+    save_pretrained(model, tmp_path)
+    state = model.state_dict()
+    loaded = load_file(tmp_path / "model.safetensors")
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[k], v) for k, v in state.items())
+    assert {k: v.stride() for k, v in state.items()} == strides
+    assert model.blocks[1].attn.proj.weight is model.blocks[0].attn.proj.weight
+    assert stock_misfit(tmp_path) is None
+
+
+def test_parts_of_larger_tensors(tmp_path):
+    """Slices of one tensor are written without what is between them; only those that overlap are copied."""
+    layer, whole = nn.Linear(4, 2), torch.randn(100, 4)
+    layer.weight, layer.bias = nn.Parameter(whole[:2]), nn.Parameter(whole[2, :2])
+    plain = plain_tensors(layer)
+    assert {k: v.data_ptr() for k, v in plain.items()} == {k: v.data_ptr() for k, v in layer.state_dict().items()}
+    save_file(plain, tmp_path / "parts.safetensors")
+    assert (tmp_path / "parts.safetensors").stat().st_size < 100 * 4 * 4
+    layer.bias = nn.Parameter(whole[1, :2])  # inside the weight
+    plain = plain_tensors(layer)
+    assert len({plain[k].data_ptr() for k in plain} & {v.data_ptr() for v in layer.state_dict().values()}) == 1
+    save_file(plain, tmp_path / "parts.safetensors")
+    assert all(torch.equal(v, layer.state_dict()[k]) for k, v in load_file(tmp_path / "parts.safetensors").items())
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def broken(kind, monkeypatch):
+    """Make the save fail while it writes either file, or at a rename, once."""
+    if kind == "weights":
+
+        def half_written(tensors, path, metadata=None):
+            path.write_bytes(b"half")
+            raise OSError("No space left on device")
+
+        monkeypatch.setattr(hub, "save_file", half_written)
+    elif kind == "config":
+
+        def half_config(model, path, model_args=None):
+            with open(path, "w") as file:
+                file.write("{")
+            raise OSError("No space left on device")
+
+        monkeypatch.setattr(hub._hub, "save_config_for_hf", half_config)
+    else:
+        real, name = os.replace, kind
+
+        def refused(source, target):
+            if os.path.basename(target) == name:
+                monkeypatch.undo()
+                raise OSError("No space left on device")
+            real(source, target)
+
+        monkeypatch.setattr(os, "replace", refused)
+
+
+@pytest.mark.parametrize("kind", ["weights", "config", "model.safetensors", "config.json", "now"])
+def test_a_failing_save_changes_nothing(kind, tmp_path, monkeypatch):
+    """Whichever write or rename fails, the folder's files are the old ones, whole, and no others."""
+    model = stock("vit_tiny_patch16_224", depth=1, num_classes=2)
+    save_pretrained(model, tmp_path)
+    (tmp_path / "README.md").write_text("mine")
+    before = content(tmp_path)
+    timm_resize.resize_(model, 96)
+    broken(kind, monkeypatch)
+    with pytest.raises(OSError, match=r"^No space left on device$"):
+        save_pretrained(model, tmp_path)
+    assert content(tmp_path) == before
+    monkeypatch.undo()
+    save_pretrained(model, tmp_path)
+    after = content(tmp_path)
+    assert after.keys() == before.keys()
+    assert after["README.md"] == b"mine"
+    assert after["model.safetensors"] != before["model.safetensors"]
+    assert stock_misfit(tmp_path) is None
+
+
+@pytest.mark.parametrize("kind", ["weights", "config", "model.safetensors", "config.json", "now"])
+def test_a_failing_first_save_leaves_no_folder(kind, tmp_path, monkeypatch):
+    """A folder that the save made is gone again after a failure."""
+    model = stock("vit_tiny_patch16_224", depth=1, num_classes=2)
+    broken(kind, monkeypatch)
+    with pytest.raises(OSError, match=r"^No space left on device$"):
+        save_pretrained(model, tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("how", ["kill", "fail"])
+def test_a_save_that_ends_at_any_file_operation(how, tmp_path, record_property):
+    """A real SIGKILL, or an error, at every operation: the folder holds the old checkpoint or the new one, whole."""
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.helpers.killed_saves", tmp_path, how],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) > 20
+    record_property("faults", int(run.stdout))
+
+
+def test_models_that_cannot_be_rebuilt(tmp_path):
+    """Feature extractors, models of no timm factory and meta tensors are refused with the way out; nothing written."""
+    advice = (
+        "not a model that timm can rebuild from a config. Save the whole classification model that create_model "
+        "returned, without features_only=True."
+    )
+    with torch.device("meta"):
+        on_meta = stock("vit_tiny_patch16_224", depth=1)
+    for model, text in (
+        (stock("resnet18", features_only=True), f"FeatureListNet: {advice}"),
+        (nn.Linear(1, 1), f"Linear: {advice}"),
+        (on_meta, "VisionTransformer: cls_token has no values (meta device). Load weights, then save."),
+    ):
+        with pytest.raises(timm_resize.UnsupportedModelError) as caught:
+            save_pretrained(model, tmp_path / "new")
+        assert str(caught.value) == text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_arguments_that_are_not_json(tmp_path):
+    """A constructor argument that JSON cannot hold is named, and can be replaced by one that it can."""
+    model = stock("vit_tiny_patch16_224", depth=1, norm_layer=nn.LayerNorm)
+    with pytest.raises(timm_resize.ResizeError) as caught:
+        save_pretrained(model, tmp_path)
+    assert str(caught.value) == (
+        "VisionTransformer: Model argument 'norm_layer' is not serializable; provide a model_args replacement. "
+        "Pass save_pretrained(..., model_args={…})."
+    )
+    save_pretrained(model, tmp_path, model_args={"norm_layer": "layernorm"})
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert isinstance(again.norm, nn.LayerNorm)
+
+
+def test_misfit_says_what_does_not_fit(tmp_path):
+    """A config that builds other shapes, other tensors or nothing is found out without loading weights."""
+    model = stock("vit_tiny_patch16_224", depth=1)
+    timm_resize.resize_(model, 96)
+    config = config_of(model, tmp_path)
+
+    def misfit(**model_args):
+        changed = {**config, "model_args": {**config["model_args"], **model_args}}
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        return stock_misfit(tmp_path)
+
+    assert misfit() is None
+    assert misfit(img_size=224) == "pos_embed is [1, 37, 192], stock builds [1, 197, 192]"
+    assert misfit(qkv_bias=False) == "blocks.0.attn.qkv.bias is in only one of the two"
+    assert "unexpected keyword argument 'nonsense'" in misfit(nonsense=1)
+
+
+def test_misfit_of_a_forward_that_fails(tmp_path):
+    """A model that stock builds but cannot run is found out: ConViT takes its grid for a square one."""
+    model = stock("convit_tiny", depth=1, local_up_to_layer=1)
+    timm_resize.resize_(model, (192, 256))
+    save_pretrained(model, tmp_path)
+    assert (stock_misfit(tmp_path) or "").startswith("RuntimeError: The expanded size of the tensor (192) must match")
+    x = image((192, 256))
+    again = timm_resize.create_model(f"local-dir:{tmp_path}", pretrained=True, img_size=(192, 256)).eval()
+    with torch.no_grad():
+        assert torch.equal(again(x), model(x))

@@ -1,0 +1,370 @@
+"""`create_model` with `img_size`, and the plugin's seam."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import subprocess
+import sys
+import threading
+import types
+import warnings
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm import create_model as early_create_model
+from timm.models import _factory, resolve_model_input_args
+
+import timm_resize
+from tests.helpers.oracle import image, redraw_, stock, tensors
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@pytest.fixture
+def plugin():
+    """The plugin, installed for one test."""
+    with timm_resize.install():
+        yield
+
+
+def timm_objects():
+    """Every object in every timm module and every attribute of every timm class, by identity."""
+    found = {}
+    for name, module in sorted(sys.modules.items()):
+        if name == "timm" or name.startswith("timm."):
+            for key, value in vars(module).items():
+                found[name, key] = id(value)
+                if isinstance(value, type) and value.__module__.startswith("timm"):
+                    for attr, member in vars(value).items():
+                        found[value.__module__, value.__qualname__, attr] = id(member)
+                if isinstance(value, types.FunctionType):
+                    found[name, key, "code"] = id(value.__code__)
+    return found
+
+
+def test_a_create_model_imported_earlier_is_reached(plugin):
+    """Names bound to timm's create_model before the plugin take `img_size` for a model that stock refuses."""
+    for create in (early_create_model, timm.create_model, timm.models.create_model, _factory.create_model):
+        assert create("resnet18", img_size=96, num_classes=2)._traits["resized_img_size"] == (96, 96)
+
+
+def test_uninstall_leaves_every_object_of_timm_identical():
+    """After uninstall every module attribute, class attribute and code object is the one from before."""
+    before = timm_objects()
+    handle = timm_resize.install()
+    assert timm_objects() != before
+    timm.create_model("resnet18", img_size=96, num_classes=2).set_input_size(64)
+    handle.uninstall()
+    assert timm_objects() == before
+
+
+def test_install_nests():
+    """Two installs need two uninstalls; one more is a no-op."""
+    before = timm_objects()
+    with timm_resize.install():
+        with timm_resize.install():
+            pass
+        timm.create_model("resnet18", img_size=96)
+    assert timm_objects() == before
+    timm_resize.uninstall()
+    assert timm_objects() == before
+
+
+def test_install_is_thread_safe():
+    """Many threads installing, creating and uninstalling leave timm as it was."""
+    before = timm_objects()
+    errors = []
+
+    def work():
+        try:
+            for _ in range(20):
+                with timm_resize.install():
+                    model = timm.create_model("resnet18", img_size=96, device="meta")
+                    assert model._traits["resized_img_size"] == (96, 96)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert timm_objects() == before
+
+
+def test_install_refuses_a_timm_that_something_else_patched(monkeypatch):
+    """A seam that is not stock's is named, and timm is untouched."""
+    monkeypatch.setattr(_factory, "load_checkpoint", lambda *a, **k: None)
+    before = timm_objects()
+    with pytest.raises(timm_resize.ResizeError, match=r"timm\.models\._factory\.load_checkpoint was replaced"):
+        timm_resize.install()
+    assert timm_objects() == before
+
+
+WITHOUT = """
+import importlib, sys
+import timm
+module, name = sys.argv[1].rsplit(".", 1)
+delattr(importlib.import_module(module), name)
+import timm_resize
+before = {k: id(v) for k, v in vars(timm.models._factory).items()}
+try:
+    timm_resize.install()
+except timm_resize.ResizeError as error:
+    print(error)
+assert before == {k: id(v) for k, v in vars(timm.models._factory).items()}
+assert not hasattr(timm.models.resnet.ResNet, "set_input_size")
+assert timm.models.resnet.resnet10t(num_classes=2).num_classes == 2
+"""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "timm.models._factory._resolve_model_source",
+        "timm.models._builder.load_pretrained",
+        "timm.models._helpers.load_checkpoint",
+        "timm.models._hub.hf_split",
+        "timm.models._registry._model_to_module",
+    ],
+)
+def test_install_names_what_this_timm_lacks(name):
+    """With a private name of timm gone, the package imports, `install` says which it is, and timm is untouched."""
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT, name], cwd=Path(__file__).parents[2], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == (
+        f"timm {timm.__version__} has no {name}, which timm_resize relies on. Use timm 1.0.31, or a "
+        "newer timm_resize.\n"
+    )
+
+
+def test_our_create_model_leaves_timm_as_it_is(tmp_path):
+    """`timm_resize.create_model` takes a size, with and without weights, and stock still refuses one."""
+    before = timm_objects()
+    model = timm_resize.create_model("resnet18", img_size=96, num_classes=2)
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    overlay = {"file": str(tmp_path / "weights.safetensors"), "num_classes": 2}
+    timm_resize.create_model("resnet18", img_size=64, num_classes=2, pretrained=True, pretrained_cfg_overlay=overlay)
+    assert timm_objects() == before
+    with pytest.raises(TypeError, match="img_size"):
+        timm.create_model("resnet18", img_size=96)
+
+
+def test_a_call_without_a_size_is_stock(plugin):
+    """Without `img_size` the same seed gives the same bits as stock."""
+    torch.manual_seed(3)
+    ours = timm.create_model("vit_tiny_patch16_224", depth=1)
+    timm_resize.uninstall()
+    try:
+        torch.manual_seed(3)
+        theirs = stock("vit_tiny_patch16_224", depth=1)
+    finally:
+        timm_resize.install()
+    assert all(torch.equal(t, tensors(theirs)[n]) for n, t in tensors(ours).items())
+    assert ours._model_args == theirs._model_args
+
+
+def test_random_weights_at_a_size_that_stock_takes_are_stocks():
+    """Without pretrained weights, where stock takes `img_size`, the same seed draws the same bits."""
+    torch.manual_seed(3)
+    ours = timm_resize.create_model("vit_tiny_patch16_224", img_size=(96, 160), depth=1)
+    torch.manual_seed(3)
+    theirs = stock("vit_tiny_patch16_224", img_size=(96, 160), depth=1)
+    assert all(torch.equal(t, tensors(theirs)[n]) for n, t in tensors(ours).items())
+    assert (ours._model_args, ours._traits) == (theirs._model_args, theirs._traits)
+
+
+def test_random_weights_where_stock_refuses_the_keyword_are_those_of_no_size():
+    """Where stock has no `img_size`, the same seed draws what it draws without one."""
+    torch.manual_seed(3)
+    ours = timm_resize.create_model("resnet18", img_size=96)
+    torch.manual_seed(3)
+    theirs = stock("resnet18")
+    assert all(torch.equal(t, tensors(theirs)[n]) for n, t in tensors(ours).items())
+    assert "img_size" not in ours._model_args
+
+
+def test_the_script_helper_of_timm_is_unchanged(plugin):
+    """`resolve_model_input_args` passes through the same function and still returns the size."""
+    args = resolve_model_input_args("vit_tiny_patch16_224", img_size=96)
+    timm_resize.uninstall()
+    try:
+        assert args == resolve_model_input_args("vit_tiny_patch16_224", img_size=96)
+    finally:
+        timm_resize.install()
+    assert args["img_size"] == 96
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
+def test_models_pickle_and_copy_without_the_method_on_the_instance(name, plugin):
+    """`set_input_size` is on the class: instances deepcopy and pickle, and hold no function of ours."""
+    model = timm.create_model(name, img_size=96, num_classes=2)
+    assert "set_input_size" not in model.__dict__
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        twin.set_input_size(64)
+        assert timm_resize.plan_resize(twin).new_size == (64, 64)
+    assert timm_resize.plan_resize(model).new_size == (96, 96)
+
+
+def test_every_model_class_and_wrapper_has_the_method(plugin):
+    """All classes of timm with a classifier, and all feature wrappers, have `set_input_size`."""
+    from timm.models._features import FeatureDictNet, FeatureGetterNet, FeatureHookNet, FeatureListNet
+
+    classes = {
+        c
+        for n, m in sys.modules.items()
+        if n.startswith("timm.models.")
+        for c in vars(m).values()
+        if isinstance(c, type) and issubclass(c, torch.nn.Module) and hasattr(c, "reset_classifier")
+    }
+    assert len(classes) > 80
+    for cls in classes | {FeatureDictNet, FeatureGetterNet, FeatureHookNet, FeatureListNet}:
+        assert callable(getattr(cls, "set_input_size", None)), cls
+
+
+def test_the_method_takes_stock_positional_arguments(plugin):
+    """Positional order is that of the class's stock method."""
+    model = timm.create_model("vit_tiny_patch16_224", depth=1)
+    model.set_input_size((96, 128), 8)
+    assert model.patch_embed.grid_size == (12, 16)
+    assert model.patch_embed.proj.kernel_size == (8, 8)
+
+
+def test_scripting_works_as_before(plugin):
+    """A resized model scripts, and the script computes the same."""
+    model = timm.create_model("vit_tiny_patch16_224", img_size=96, depth=1, num_classes=2).eval()
+    model.set_input_size((64, 96))
+    x = image((64, 96))
+    torch.testing.assert_close(torch.jit.script(model)(x), model(x))
+
+
+def test_a_pretrained_file_of_the_native_size_is_resized(tmp_path):
+    """`pretrained_cfg_overlay=dict(file=…)` and `state_dict=` give the same tensors as loading, then resizing."""
+    model = redraw_(stock("vit_tiny_patch16_224", depth=1, num_classes=2))
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    args = dict(pretrained=True, img_size=(96, 160), depth=1, num_classes=2)
+    want = copy.deepcopy(model)
+    timm_resize.resize_(want, (96, 160))
+    for overlay in ({"file": str(tmp_path / "weights.safetensors")}, {"state_dict": model.state_dict()}):
+        ours = timm_resize.create_model(
+            "vit_tiny_patch16_224", pretrained_cfg_overlay={**overlay, "num_classes": 2}, **args
+        )
+        assert all(torch.equal(t, tensors(want)[n]) for n, t in tensors(ours).items())
+
+
+def test_checkpoint_path_of_the_native_size_is_resized(tmp_path, plugin):
+    """`checkpoint_path=` with `img_size=` carries the weights over; stock raises a size mismatch."""
+    model = redraw_(stock_in_plugin("vit_tiny_patch16_224", depth=1, num_classes=2))
+    path = str(tmp_path / "weights.safetensors")
+    save_file(model.state_dict(), path)
+    args = dict(checkpoint_path=path, img_size=(96, 160), depth=1, num_classes=2)
+    ours = timm.create_model("vit_tiny_patch16_224", **args)
+    timm_resize.resize_(model, (96, 160))
+    assert all(torch.equal(t, tensors(model)[n]) for n, t in tensors(ours).items())
+    timm_resize.uninstall()
+    try:
+        with pytest.raises(RuntimeError, match="size mismatch"):
+            stock("vit_tiny_patch16_224", **args)
+    finally:
+        timm_resize.install()
+
+
+def stock_in_plugin(name, **kwargs):
+    """Build without a size while the plugin is in, which is stock's own path."""
+    return timm.create_model(name, **kwargs).eval()
+
+
+def test_a_saved_size_is_the_source_and_the_argument_the_target(tmp_path):
+    """`local-dir:` of a model saved at 96 by stock's own export, opened at 160, equals resizing the saved model."""
+    model = redraw_(stock("vit_tiny_patch16_224", img_size=96, depth=1, num_classes=2))
+    timm.models.save_for_hf(model, str(tmp_path), safe_serialization=True)
+    ours = timm_resize.create_model(f"local-dir:{tmp_path}", pretrained=True, img_size=160)
+    timm_resize.resize_(model, 160)
+    assert all(torch.equal(t, tensors(model)[n]) for n, t in tensors(ours).items())
+
+
+def test_features_only_takes_a_size_and_resizes(plugin):
+    """A feature wrapper is built at a size, resizes, and both it and the model inside record it."""
+    model = timm.create_model("vit_tiny_patch16_224", img_size=96, features_only=True, depth=2, out_indices=(0, 1))
+    assert [f.shape[-2:] for f in model.eval()(image((96, 96)))] == [(6, 6), (6, 6)]
+    model.set_input_size((64, 96))
+    assert [f.shape[-2:] for f in model(image((64, 96)))] == [(4, 6), (4, 6)]
+    assert model._traits["img_size"] == model.model._traits["img_size"] == (64, 96)
+
+
+def test_a_feature_wrapper_reports_the_new_reduction(plugin):
+    """A change of patch size reaches the wrapper's own `feature_info`, as in a stock build with that patch size."""
+    args = dict(features_only=True, depth=2, out_indices=(0, 1), img_size=96)
+    model = timm.create_model("vit_tiny_patch16_224", **args)
+    model.set_input_size(96, patch_size=8)
+    assert model.feature_info.reduction() == [8, 8]
+    want = timm.create_model("vit_tiny_patch16_224", **args, patch_size=8)
+    assert model.feature_info.get_dicts() == want.feature_info.get_dicts()
+
+
+@pytest.mark.parametrize("policy", ["keep", "scale"])
+def test_a_window_policy_gives_the_same_windows_with_and_without_weights(policy):
+    """The windows of a policy do not depend on whether weights were loaded, and are recorded for a stock rebuild."""
+    args = dict(img_size=448, depths=(1, 1, 1, 1), embed_dim=16, num_heads=(1, 1, 1, 1), window_policy=policy)
+    name, window = "swin_tiny_patch4_window7_224", {"keep": 7, "scale": 14}[policy]
+    drawn = timm_resize.create_model(name, **args)
+    small = {k: v for k, v in args.items() if k not in ("img_size", "window_policy")}
+    overlay = dict(state_dict=stock(name, **small).state_dict())
+    loaded = timm_resize.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **args)
+    for model in (drawn, loaded):
+        assert model.layers[0].blocks[0].window_size == (window, window)
+        rebuilt = stock(name, **model._model_args)
+        assert rebuilt.layers[0].blocks[0].window_size == (window, window)
+
+
+def test_unknown_names_list_near_ones():
+    """A misspelt model name is answered with registered names close to it."""
+    with pytest.raises(
+        RuntimeError, match=r"Unknown model \(vit_tini_patch16_224\)\. Near names: vit_tiny_patch16_224"
+    ):
+        timm_resize.create_model("vit_tini_patch16_224", img_size=96)
+
+
+def test_resize_options_need_a_size():
+    """An option about resizing without a size is an error, not silently dropped."""
+    with pytest.raises(timm_resize.ResizeError, match="interpolation= is about a change of size. Give img_size="):
+        timm_resize.create_model("vit_tiny_patch16_224", interpolation="bilinear")
+
+
+def test_a_wrong_keyword_is_still_stocks_error():
+    """A keyword that the constructor does not know raises stock's TypeError, with or without a size."""
+    with pytest.raises(TypeError, match="nonsense"):
+        timm_resize.create_model("vit_tiny_patch16_224", img_size=96, nonsense=1)
+
+
+def test_a_class_of_the_users_own_that_takes_a_size_is_left_to_it(plugin):
+    """A registered model without a handler whose constructor takes `img_size` is what stock builds."""
+    from timm.models import build_model_with_cfg, register_model
+    from timm.models._registry import _model_entrypoints, _model_to_module, _module_to_models
+
+    class Mine(torch.nn.Module):
+        def __init__(self, img_size=32, num_classes=2, in_chans=3, **_):
+            super().__init__()
+            self.num_classes, self.size = num_classes, img_size
+
+    @register_model
+    def my_own_model(pretrained=False, **kwargs):
+        return build_model_with_cfg(Mine, "my_own_model", pretrained, **kwargs)
+
+    try:
+        assert timm.create_model("my_own_model", img_size=48).size == 48
+    finally:
+        _model_entrypoints.pop("my_own_model")
+        _module_to_models[_model_to_module.pop("my_own_model")].discard("my_own_model")

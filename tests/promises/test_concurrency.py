@@ -1,0 +1,143 @@
+"""Threads and processes that get in each other's way: answers are right, or an error says who is in whose way."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from timm.models import _factory
+from torch import nn
+
+import timm_resize
+from tests.helpers.oracle import image, stock, tensors
+from timm_resize.hub.save import stock_misfit
+
+
+def in_threads(count, work):
+    """Run `work(index)` in threads that start together; raises what any of them raised."""
+    barrier, errors = threading.Barrier(count), []
+
+    def run(index):
+        barrier.wait()
+        try:
+            work(index)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for error in errors:
+        raise error
+
+
+def test_install_and_uninstall_while_models_are_made():
+    """Eight threads install, create, resize and uninstall; each gets its model, and timm is stock in the end."""
+    before = {
+        name: getattr(_factory, name) for name in ("_resolve_model_source", "model_entrypoint", "load_checkpoint")
+    }
+    code = timm.data.resolve_data_config.__code__, timm.models.load_checkpoint.__code__
+
+    def work(index):
+        for turn in range(6):
+            size = 96 + 32 * ((index + turn) % 3)
+            with timm_resize.install():
+                model = timm.create_model("levit_128s", img_size=size, num_classes=2)
+                model.set_input_size(size + 32)
+            assert timm_resize.data_config(model)["input_size"] == (3, size + 32, size + 32)
+
+    in_threads(8, work)
+    assert {name: getattr(_factory, name) for name in before} == before
+    assert (timm.data.resolve_data_config.__code__, timm.models.load_checkpoint.__code__) == code
+    assert not hasattr(timm.models.levit.Levit, "set_input_size")
+
+
+class Waiting(nn.Module):
+    """A layer that stops in the middle of a forward until it is told to go on."""
+
+    def __init__(self):
+        super().__init__()
+        self.inside, self.go = threading.Event(), threading.Event()
+
+    def forward(self, x):
+        self.inside.set()
+        assert self.go.wait(60)
+        return x
+
+
+@pytest.mark.parametrize("how", ["resize_", "at_size"])
+def test_a_resize_while_another_thread_runs_the_model(how):
+    """It is refused, nothing changes, the forward gives the right answer; afterwards the resize works."""
+    model = stock("swin_tiny_patch4_window7_224", depths=(1, 1, 1, 1), num_classes=2)
+    x = image((224, 224))
+    with torch.no_grad():
+        want = model(x)
+    layer, got = Waiting(), []
+    model.layers[1].blocks[0].norm1 = nn.Sequential(layer, model.layers[1].blocks[0].norm1)
+    before = {k: (v, v.clone()) for k, v in tensors(model).items()}
+
+    def forward():
+        with torch.no_grad():
+            got.append(model(x))
+
+    thread = threading.Thread(target=forward)
+    thread.start()
+    assert layer.inside.wait(60)
+    call = timm_resize.resize_ if how == "resize_" else lambda *args: timm_resize.at_size(*args).__enter__()
+    with pytest.raises(timm_resize.ResizeError, match=r"^SwinTransformer: another thread is in its forward"):
+        call(model, 256)
+    assert all(v is before[k][0] and torch.equal(v, before[k][1]) for k, v in tensors(model).items())
+    layer.go.set()
+    thread.join()
+    assert torch.equal(got[0], want)
+    assert timm_resize.resize_(model, 256).new_size == (256, 256)
+
+
+def test_several_threads_resize_one_model():
+    """Resizes take turns: in the end the model is whole, at one of the sizes, with the values of that size."""
+    model = stock("vit_tiny_patch16_224", depth=1, num_classes=2)
+    wants = {}
+    for size in (96, 128, 160, 192):
+        twin = stock("vit_tiny_patch16_224", depth=1, num_classes=2)
+        twin.load_state_dict(model.state_dict())
+        twin.set_input_size((size, size))  # stock's own
+        wants[(size, size)] = twin.pos_embed
+    in_threads(4, lambda index: [timm_resize.resize_(model, 96 + 32 * ((index + i) % 4)) for i in range(20)])
+    size = model.patch_embed.img_size
+    torch.testing.assert_close(model.pos_embed, wants[size], atol=1e-5, rtol=0)
+    with torch.no_grad():
+        assert model(image(size)).isfinite().all()
+
+
+SAVER = """
+import sys
+import torch, timm_resize
+torch.set_num_threads(1)
+model = timm_resize.create_model("vit_tiny_patch16_224", img_size=int(sys.argv[1]), depth=1, num_classes=2)
+for _ in range(15):
+    timm_resize.save_pretrained(model, sys.argv[2])
+"""
+
+
+def test_two_processes_save_to_one_folder(tmp_path):
+    """They take turns: in the end the folder holds the files of one of them, whole, and nothing else."""
+    savers = [
+        subprocess.Popen(
+            [sys.executable, "-c", SAVER, size, str(tmp_path)],
+            cwd=Path(__file__).parents[2],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for size in ("96", "160")
+    ]
+    for saver in savers:
+        assert saver.wait(120) == 0, saver.stderr.read()
+    assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "config.json", "README.md"}
+    assert stock_misfit(tmp_path) is None

@@ -1,0 +1,1 @@
+"""Plan, then apply. Knows no architecture, no file and no function of timm."""

@@ -1,0 +1,114 @@
+"""The only file that writes to a module: compute everything, then write under an undo log."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import threading
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import torch
+from timm.models import FeatureInfo
+from torch import nn
+
+from timm_resize.core.find import SIZE_TRAITS, current_size, model_handler
+from timm_resize.core.followers import ema_writes, gradient_writes, optimizer_writes, several
+from timm_resize.core.input_check import GUARD
+from timm_resize.core.plan import ResizePlan
+from timm_resize.core.planner import plan_request
+from timm_resize.core.request import make_request
+from timm_resize.core.transaction import Transaction, Writes, writing
+from timm_resize.core.values import model_writes
+from timm_resize.errors import ResizeError
+from timm_resize.resample import Resample
+
+
+def apply_plan(
+    root: nn.Module,
+    plan: ResizePlan,
+    *,
+    optimizer: Any = None,
+    ema: Any = None,
+    options: dict[str, Any] | None = None,
+    outer: nn.Module | None = None,
+    grad: str = "clear",
+) -> list[str]:
+    """Compute every new value of `plan`, then write them all, for the model and what follows it.
+
+    `outer` is a wrapper of `root` that may carry a copy of its traits (timm's feature wrappers do). Returns remarks
+    on what followed the model: state that had to start afresh.
+    """
+    with torch.inference_mode(False), torch.no_grad(), writing:
+        maps: dict[nn.Parameter, Resample] = {}
+        remarks: list[str] = []
+        writes = model_writes(root, plan, maps)
+        if outer is not None and outer is not root:
+            writes += _outer_writes(outer, plan)
+        for copy_ in several(ema):
+            writes += ema_writes(root, copy_, plan, options or {})
+        names = {} if optimizer is None else {id(p): name for name, p in root.named_parameters()}
+        for one in several(optimizer):
+            more, said = optimizer_writes(one, maps, names)
+            writes += more
+            remarks += said
+        if grad == "resample":
+            writes += gradient_writes(maps)
+        refuse_running(root)
+        with Transaction() as transaction:
+            for write in writes:
+                write(transaction)
+    for text in plan.warnings:
+        warnings.warn(f"{plan.model}: {text}", stacklevel=3)
+    return remarks
+
+
+def refuse_running(root: nn.Module) -> None:
+    """Raise ResizeError while another thread is inside the model: half of its forward would be of another size.
+
+    Seen in the threads' stacks, so that a forward pays nothing. One that starts while the writes go on, about a
+    millisecond, is not seen.
+    """
+    if threading.active_count() == 1:
+        return
+    here = threading.get_ident()
+    for thread, top in sys._current_frames().items():
+        frame = top if thread != here else None
+        while frame is not None:
+            if frame.f_code.co_varnames[:1] == ("self",) and frame.f_locals.get("self") is root:
+                raise ResizeError(
+                    f"{type(root).__name__}: another thread is in its {frame.f_code.co_name}. Wait for it, or serve "
+                    "several sizes at once with timm_resize.MultiSize."
+                )
+            frame = frame.f_back
+
+
+def guard_(root: nn.Module) -> None:
+    """Give a model its guard for the size it is at, where its family has one; nothing else changes."""
+    handler = model_handler(root)
+    if handler is None or not handler.guarded:
+        return
+    try:
+        plan = plan_request(root, make_request(type(root).__name__, current_size(root), constructing=True))
+    except ResizeError:  # a configuration of the user's own that we know nothing of: as stock
+        return
+    guards = tuple(change for change in plan if change.name == GUARD)
+    if guards:
+        apply_plan(root, replace(plan, changes=guards, warnings=()))
+
+
+def _outer_writes(outer: nn.Module, plan: ResizePlan) -> Writes:
+    """Bring what a feature wrapper copied from its model up to date: the recorded size, the reductions."""
+    new = {c.name: c.new for c in plan if c.path == "" and c.kind == "attribute"}
+    writes: Writes = []
+    if "_traits" in new and "_traits" in outer.__dict__:
+        traits = {**outer.__dict__["_traits"], **{k: v for k, v in new["_traits"].items() if k in SIZE_TRAITS}}
+        writes.append(lambda t: t.attribute(outer, "_traits", traits))
+    if "feature_info" in new and isinstance(outer.__dict__.get("feature_info"), FeatureInfo):
+        reductions = {i["module"]: i["reduction"] for i in new["feature_info"]}
+        info = copy.deepcopy(outer.__dict__["feature_info"])
+        for entry in info.info:
+            entry["reduction"] = reductions.get(entry["module"], entry["reduction"])
+        writes.append(lambda t: t.attribute(outer, "feature_info", info))
+    return writes

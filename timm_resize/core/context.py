@@ -1,0 +1,275 @@
+"""What a handler sees while it plans: the request, the sizes, and the calls that make changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, NoReturn
+
+from torch import nn
+
+from timm_resize.core.find import Walk, walk
+from timm_resize.core.input_check import GUARD, guard_of
+from timm_resize.core.plan import CACHE, MISSING, Change, Rebuild, Reinitialise, same_value, shape_of
+from timm_resize.core.registry import handler_for
+from timm_resize.core.request import Request
+from timm_resize.errors import ResizeError, UnsupportedModelError
+from timm_resize.geometry import Size, parse_size, stage_sizes, text
+from timm_resize.resample import Resample, flatten_linear, patch_kernel, pos_embed, pos_embed_map, rel_pos_table
+
+Changes = Generator[Change, None, Any]
+
+
+class Invalid(Exception):  # noqa: N818  (a signal between handler and planner, never seen by users)
+    """Raised by a handler for a size that cannot work; the planner adds the nearest valid ones."""
+
+
+class Context:
+    """Passed to every handler of one plan. Reads the model, never writes to it."""
+
+    def __init__(
+        self, root: nn.Module, request: Request, old_size: Size | None, new_size: Size, modules: Walk | None = None
+    ) -> None:
+        """Start a plan of `root`, whose image size goes from `old_size` to `new_size`; `modules` are its `walk`."""
+        self.root = root
+        self.request = request
+        self.old_size = old_size
+        self.new_size = new_size
+        self.model_args: dict[str, Any] = {}
+        self.built_args: dict[str, Any] = {}
+        self.models: list[nn.Module] = []  # whole models inside the root, whose bookkeeping is theirs
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+        self._modules = walk(root) if modules is None else modules
+        self._paths = {id(m): path for path, m, _ in self._modules}
+        self._seen: set[tuple[int, str]] = set()
+        self._visited: set[int] = set()
+
+    # -- what a handler yields ---------------------------------------------------------------
+
+    def attribute(self, module: nn.Module, **values: Any) -> Iterator[Change]:
+        """Set Python attributes of `module`; those that already hold the value are left out.
+
+        An empty dict empties a cache, which forward may fill between the plan and its use: never left out.
+        """
+        for name, new in values.items():
+            if isinstance(new, dict) and not new and self._first(module, name):
+                yield Change(self.path(module), name, "attribute", CACHE, new)
+                continue
+            old = module.__dict__.get(name, MISSING)
+            if not same_value(old, new) and self._first(module, name):
+                yield Change(self.path(module), name, "attribute", old, new)
+
+    def parameter(self, module: nn.Module, name: str, how: Resample) -> Iterator[Change]:
+        """Resample a parameter of `module` (None is left alone); nothing when the map is the identity."""
+        tensor = module._parameters.get(name)
+        if tensor is None or how.is_identity or not self._first(tensor, ""):
+            return
+        try:
+            new = how.shape(tensor.shape)
+        except ValueError as error:
+            raise UnsupportedModelError(
+                f"{type(self.root).__name__}: {self.path(module)}.{name} does not have its type's shape: {error}. "
+                "Undo the change to that layer, or register a handler for its type."
+            ) from None
+        yield Change(self.path(module), name, "parameter", shape_of(tensor), new, how)
+
+    def buffer(
+        self, module: nn.Module, name: str, shape: Sequence[int] | None, how: Rebuild | Reinitialise | None = None
+    ) -> Iterator[Change]:
+        """Replace a buffer of `module` by one of `shape` (None: by None). Yield only when it does change."""
+        if self._first(module, name):
+            old = shape_of(module._buffers.get(name))
+            new = None if shape is None else tuple(shape)
+            if new is not None and how is None:
+                raise AssertionError(f"{type(module).__name__}.{name}: no rule for the buffer")
+            if old is not None or new is not None:
+                yield Change(self.path(module), name, "buffer", old, new, None if new is None else how)
+
+    def guard(self, module: nn.Module, grid: Callable[[Size], Size], given: Size | None = None) -> Iterator[Change]:
+        """Let `module` refuse an input that gives another grid than the new size does.
+
+        For models whose forward runs there, and is silently wrong.
+
+        Args:
+            module: Submodule that is given the image, or the map (h, w) of `given`; a tensor (batch, channels, h, w).
+            grid: (h, w) given → (h, w) of the grid that the weights are for.
+            given: What `module` is given at the new size, None for the image.
+        """
+        size = self.new_size if given is None else given
+        yield from self.attribute(module, **{GUARD: guard_of(type(self.root).__name__, self.new_size, size, grid)})
+
+    def visit(self, module: nn.Module, **geometry: Any) -> Changes:
+        """Hand `module` to its own handler; returns what that returns.
+
+        Raises:
+            UnsupportedModelError: Its type has no handler.
+        """
+        handler = handler_for(type(module))
+        if handler is None:
+            raise UnsupportedModelError(
+                f"{type(self.root).__name__}: {self.path(module)} is a {type(module).__name__}, which has no handler. "
+                "Write one with @timm_resize.register."
+            )
+        self._visited.add(id(module))
+        if handler.is_model:
+            self.models.append(module)
+        return (yield from handler.plan(module, self, **geometry))
+
+    def visit_rest(self) -> Changes:
+        """Visit every module with a handler that no handler has visited, outermost first."""
+        found: dict[type, Any] = {}
+        index = 1
+        while index < len(self._modules):
+            path, module, end = self._modules[index]
+            if id(module) in self._visited:
+                index = end  # what is inside a visited module counts as visited, too
+                continue
+            cls = type(module)
+            handler = found[cls] if cls in found else found.setdefault(cls, handler_for(cls))
+            if handler is None or handler.is_model:
+                index += 1
+                continue
+            if handler.needs_geometry:
+                raise UnsupportedModelError(
+                    f"{type(self.root).__name__}: {path} is a {type(module).__name__}, whose {handler.needs_geometry} "
+                    "only its model knows. Write a handler for the model with @timm_resize.register."
+                )
+            yield from self.visit(module)
+
+    # -- what a handler asks -----------------------------------------------------------------
+
+    def path(self, module: nn.Module) -> str:
+        """Return the module's dotted path in the root, '' for the root."""
+        return self._paths[id(module)]
+
+    def sequence(self, owner: nn.Module, name: str) -> list[nn.Module]:
+        """Return the members of `owner.<name>`, also when a feature wrapper flattened them to `<name>_0` ….
+
+        A wrapper keeps only the stages that its features need, so the list may end early.
+        """
+        if name in owner._modules:
+            return list(owner._modules[name].children())  # type: ignore[union-attr]
+        flat = {k: m for k, m in owner._modules.items() if k.startswith(f"{name}_") and k[len(name) + 1 :].isdigit()}
+        return [m for _, m in sorted(flat.items(), key=lambda kv: int(kv[0][len(name) + 1 :])) if m is not None]
+
+    def option(self, name: str, default: Any = None) -> Any:
+        """Return a family keyword as the caller gave it."""
+        return self.request.options.get(name, default)
+
+    def window_sizes(self, stages: int) -> tuple[Size, ...] | None:
+        """Return the `window_size` option as one (h, w) per stage, None when it was not given.
+
+        A feature wrapper that keeps only its first stages takes the windows of all, and uses the first.
+        """
+        value = self.option("window_size")
+        if type(self.root).__module__ == "timm.models._features" and isinstance(value, (list, tuple)):
+            value = value if len(value) <= max(stages, 2) else value[:stages]
+        return None if value is None else stage_sizes(value, stages, "window_size", type(self.root).__name__)
+
+    def size_option(self, name: str) -> Size | None:
+        """Return an option as (h, w), None when it was not given."""
+        value = self.option(name)
+        return None if value is None else parse_size(value, name, type(self.root).__name__)
+
+    def record(self, *, built: bool = False, **model_args: Any) -> None:
+        """Note constructor arguments that a stock rebuild of the resized model needs, None for 'as it was'.
+
+        With `built` they are recorded for a model built at the size too, where `img_size` alone would not do.
+        """
+        given = {k: v for k, v in model_args.items() if v is not None}
+        self.model_args.update(given)
+        if built or self.request.window_policy != "timm":
+            self.built_args.update(given)
+
+    def invalid(self, reason: str) -> NoReturn:
+        """Refuse the size. `reason` continues 'img_size=(230, 230) …' and gives the numbers."""
+        raise Invalid(reason)
+
+    def warn(self, text: str) -> None:
+        """Warn the user when the plan is applied."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+    def note(self, text: str) -> None:
+        """Add a remark to the plan."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    # -- maps with the caller's options ------------------------------------------------------
+
+    def pos_embed(self, old: Size, new: Size, prefix: int = 0, dim: int = 1, **default: Any) -> Resample:
+        """Map a flat position embedding; `default` (mode, antialias, align_corners) holds where nothing was asked."""
+        return pos_embed(old, new, prefix=prefix, dim=dim, **self.interpolation(**default))
+
+    def pos_embed_map(self, old: Size, new: Size, dim: int, **default: Any) -> Resample:
+        """Map a position embedding kept as a map (NHWC: dim=1, NCHW: dim=2)."""
+        return pos_embed_map(old, new, dim=dim, **self.interpolation(**default))
+
+    def rel_pos_table(self, old: Size, new: Size, suffix: int = 0, dim: int = 0, flat: bool = True) -> Resample:
+        """Map a relative position bias table between windows."""
+        return rel_pos_table(
+            old,
+            new,
+            dim=dim,
+            flat=flat,
+            suffix=suffix,
+            mode=self.request.table_mode,
+            antialias=self.request.antialias is not False,
+        )
+
+    def patch_kernel(self, old: Size, new: Size, **default: Any) -> Resample:
+        """Map a patch projection to another patch size."""
+        return patch_kernel(old, new, **self.interpolation(**default))
+
+    def flatten_linear(
+        self, linear: nn.Linear, old: Size, new: Size, *, channels_last: bool = False, pool: bool = False
+    ) -> Iterator[Change]:
+        """Resize a linear layer that reads a flattened map: (channels, h, w), or (h, w, channels) if last.
+
+        Args:
+            linear: The layer; its `in_features` is channels * h * w.
+            old: (h, w) of the map so far.
+            new: (h, w) of the map at the new size.
+            channels_last: How the map is flattened.
+            pool: Read it as through an adaptive average pool to the old grid, not as the old map resized.
+
+        Raises:
+            UnsupportedModelError: `in_features` is no multiple of the old map.
+        """
+        channels, rest = divmod(linear.in_features, old[0] * old[1])
+        if rest:
+            raise UnsupportedModelError(
+                f"{type(self.root).__name__}: {self.path(linear)} reads {linear.in_features} features, no multiple of "
+                f"a {text(old)} map. Give the map that it was made for."
+            )
+        how = flatten_linear(
+            old, new, channels=channels, channels_last=channels_last, pool=pool, **self.interpolation()
+        )
+        yield from self.parameter(linear, "weight", how)
+        yield from self.attribute(linear, in_features=channels * new[0] * new[1])
+
+    def interpolation(self, **default: Any) -> dict[str, Any]:
+        """Return mode and antialias as requested, else as `default` has them, else timm's bicubic antialias."""
+        asked = {"mode": self.request.mode, "antialias": self.request.antialias}
+        asked = {k: v for k, v in asked.items() if v is not None}
+        if "mode" in asked:
+            default = {k: v for k, v in default.items() if k != "align_corners"}
+        return {"mode": "bicubic", "antialias": True, **default, **asked}
+
+    def _first(self, thing: Any, name: str) -> bool:
+        """Whether (thing, name) was not changed before in this plan: shared modules and tied parameters."""
+        key = (id(thing), name)
+        if key in self._seen:
+            return False
+        self._seen.add(key)
+        return True
+
+
+def check_options(root: nn.Module, options: dict[str, Any], known: Sequence[str]) -> None:
+    """Raise ResizeError for an option the family does not have, naming those it has."""
+    for name in options:
+        if name not in known:
+            have = ", ".join(["img_size", *sorted(known)])
+            raise ResizeError(
+                f"{type(root).__name__}: {name}={options[name]!r} is not an option of this model. Use {have}."
+            )

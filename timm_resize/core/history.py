@@ -1,0 +1,68 @@
+"""What was done to a model's weights, from checkpoint to checkpoint: kept on the model and in the files it is saved to.
+
+A history is a tuple of JSON objects in the order of events:
+
+- {"checkpoint": where from, "img_size": [H, W]}: weights were read;
+- {"resized": [[H, W], [H, W]], "methods": {tensor: method}}: block numbers in the tensor's name are "*". A further
+  resize of tensors that nobody changed starts from their originals, and then replaces this event;
+- {"trained": [tensor, …]}: resampled tensors were changed by something else than a resize.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from timm_resize.core.plan import ResizePlan
+from timm_resize.resample import Resample, serial
+
+
+def untouched(applied: Tensor, param: Tensor) -> bool:
+    """Whether a parameter still holds the bits that a resize wrote."""
+    if applied.is_meta or param.is_meta:
+        return applied.shape == param.shape
+    return applied.shape == param.shape and serial.equal(applied.to(param), param.detach())
+
+
+def touched(root: nn.Module) -> list[str]:
+    """Return the names of resampled tensors of a model that no longer hold the bits that the resize wrote."""
+    state, links = dict(root.named_parameters()), getattr(root, CHAIN, {})
+    return [key for key, link in links.items() if key not in state or not untouched(link["applied"], state[key])]
+
+
+Events = tuple[dict[str, Any], ...]
+
+
+HISTORY = "_resize_history"
+"""Attribute of a resized model that holds its history. Plain values, so that it unpickles anywhere."""
+
+
+CHAIN = "_resize_chain"
+"""Attribute of a resized model: per resampled tensor the original, where it lived, and what was written.
+
+Plain dicts, tuples and tensors, so that a resized model unpickles where this package is not installed.
+"""
+
+
+def extended(events: Sequence[dict[str, Any]], plan: ResizePlan, changed: Sequence[str] = ()) -> Events:
+    """Return a history with a resize added; `changed` names resampled tensors that are no longer as they were left."""
+    out = list(events)
+    start = list(plan.old_size or plan.new_size)
+    methods: dict[str, str] = {}
+    if changed:
+        out.append({"trained": sorted({generic_name(key) for key in changed})})
+    elif out and "resized" in out[-1]:
+        last = out.pop()
+        start, methods = last["resized"][0], dict(last["methods"])
+    methods.update({generic_name(c.key): c.action for c in plan.tensors if isinstance(c.how, Resample)})
+    if start != list(plan.new_size) or (plan.old_size == plan.new_size and plan.tensors):
+        out.append({"resized": [start, list(plan.new_size)], "methods": methods})
+    return tuple(out)
+
+
+def generic_name(key: str) -> str:
+    """Return a tensor's name with block numbers as '*'."""
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", key)

@@ -1,0 +1,148 @@
+"""From a model and a request to a plan, and the sizes that a model can take."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from timm_resize.core.context import Context, Invalid, check_options
+from timm_resize.core.find import TRAIT, Walk, current_size, refuse_state, root_handler, walk
+from timm_resize.core.memory import memory_note
+from timm_resize.core.plan import MISSING, Change, ResizePlan, same_value
+from timm_resize.core.registry import Handler
+from timm_resize.core.request import Request, make_request, nothing_asked
+from timm_resize.errors import InvalidSizeError, ResizeError, UnsupportedModelError
+from timm_resize.geometry import Size
+
+
+def plan_request(root: nn.Module, request: Request) -> ResizePlan:
+    """Plan a checked request on a model that `find_model` returned."""
+    name, old = type(root).__name__, current_size(root)
+    new = request.img_size or old
+    if new is None:
+        raise InvalidSizeError(f"{name}: img_size=None and the model records no size. Use img_size=224.")
+    if nothing_asked(request) and new == old:
+        return ResizePlan(name, old, new)
+    modules = walk(root)
+    refuse_state(root, modules)
+    try:
+        return _plan(root, request, old, new, modules)
+    except Invalid as refusal:
+        raise InvalidSizeError(_refusal(root, request, new, str(refusal))) from None
+
+
+def _plan(root: nn.Module, request: Request, old: Size | None, new: Size, modules: Walk) -> ResizePlan:
+    handler = root_handler(root)
+    ctx = Context(root, request, old, new, modules)
+    changes = list(_changes(ctx, handler))
+    if handler is None and not ctx._visited:
+        raise UnsupportedModelError(
+            f"{type(root).__name__}: no handler for this class nor for any layer in it. "
+            "Write one with @timm_resize.register."
+        )
+    for module in (root, *ctx.models):
+        changes += _bookkeeping(ctx, module, new)
+    notes = (*ctx.notes, *memory_note(root, changes, new))
+    return ResizePlan(type(root).__name__, old, new, tuple(changes), notes, tuple(ctx.warnings))
+
+
+def _changes(ctx: Context, handler: Handler | None) -> Any:
+    known = (handler.options if handler else ()) + ("window_size", "patch_size")
+    check_options(ctx.root, ctx.request.options, handler.options if handler else known)
+    if ctx.request.patch_size is not None and handler and "patch_size" not in handler.options:
+        check_options(ctx.root, {"patch_size": ctx.request.patch_size}, handler.options)
+    if handler is not None:
+        yield from handler.plan(ctx.root, ctx)
+    yield from ctx.visit_rest()
+
+
+def shapes_at(root: nn.Module, **options: Any) -> dict[str, tuple[int, ...] | None] | None:
+    """Return the shapes of the tensors that change when `root` is constructed so, by name; None where it cannot be."""
+    try:
+        request = make_request(type(root).__name__, constructing=True, **options)
+        size = request.img_size or current_size(root)
+        assert size is not None
+        ctx = Context(root, request, current_size(root), size)
+        return {c.key: c.new for c in _changes(ctx, root_handler(root)) if c.kind != "attribute"}
+    except (Invalid, ResizeError):
+        return None
+
+
+def _takes_img_size(cls: type) -> bool:
+    """Whether the class's constructor has `img_size`."""
+    return "img_size" in inspect.signature(cls).parameters
+
+
+takes_img_size: Callable[[type], bool] = functools.cache(_takes_img_size)
+
+
+def _bookkeeping(ctx: Context, root: nn.Module, new: Size) -> list[Change]:
+    """Record the size where stock timm's export and data config read it.
+
+    As `timm.models._input.update_model_input_size` does; for a class whose constructor has no `img_size`, under a
+    key of our own, since timm would export the other as a constructor argument.
+    """
+    handlers_record = ctx.model_args if root is not ctx.root or not ctx.models else {}
+    traits = dict(getattr(root, "_traits", {}))
+    args = dict(getattr(root, "_model_args", {}))
+    handler = root_handler(root)
+    if takes_img_size(handler.cls if handler else type(root)):
+        traits["img_size"] = new
+        args.update(handlers_record, img_size=new)
+        if ctx.request.patch_size is not None:
+            args["patch_size"] = ctx.request.patch_size
+    else:
+        traits[TRAIT] = new
+        args.update(handlers_record)
+    out = []
+    for name, value in (("_traits", traits), ("_model_args", args)):
+        if name == "_model_args" and ctx.request.constructing:  # the factory records the arguments of the call
+            if not ctx.built_args:
+                continue
+            value = {**getattr(root, "_model_args", {}), **ctx.built_args}
+        old = root.__dict__.get(name, MISSING)
+        if not same_value(old, value) and (value or old is not MISSING):
+            out.append(Change(ctx.path(root), name, "attribute", old, value))
+    return out
+
+
+def _refusal(root: nn.Module, request: Request, new: Size, reason: str) -> str:
+    near = sorted(nearest_valid(root, request, new, clean=True) or nearest_valid(root, request, new, clean=False))
+    names = " or ".join(str(s[0] if new[0] == new[1] and s[0] == s[1] else s) for s in near)
+    advice = f"Use {names}." if near else "No valid size was found near it."
+    return f"{type(root).__name__}: img_size={new} {reason}. {advice}"
+
+
+def nearest_valid(root: nn.Module, request: Request, wanted: Size, clean: bool) -> list[Size]:
+    """Search outward from `wanted` by planning: a size is valid when its plan can be made."""
+
+    def valid(size: Size) -> bool:
+        ctx = Context(root, request, current_size(root), size)
+        try:
+            for _ in _changes(ctx, root_handler(root)):
+                pass
+        except Invalid:
+            return False
+        return not (clean and ctx.warnings)
+
+    if valid(wanted):
+        return [wanted]
+    if wanted[0] == wanted[1]:
+        sizes = [(s, s) for s in _outward(wanted[0], lambda s: valid((s, s)))]
+    else:  # axes are nearly always independent: find each on its own, then keep the pairs that work
+        rows, columns = ((_outward(s, lambda v: valid((v, v)), keep=True)) for s in wanted)
+        sizes = [(h, w) for h in rows for w in columns if valid((h, w))]
+    return sorted(sizes, key=lambda s: (abs(s[0] - wanted[0]) + abs(s[1] - wanted[1]), -s[0], -s[1]))[:2]
+
+
+def _outward(start: int, valid: Callable[[int], bool], keep: bool = False, reach: int = 256) -> list[int]:
+    """Return the nearest valid values below and above `start` (or `start` alone, if kept and valid)."""
+    if keep and valid(start):
+        return [start]
+    below = next((s for s in range(start - 1, max(start - reach, 0), -1) if valid(s)), None)
+    above = next((s for s in range(start + 1, start + reach + 1) if valid(s)), None)
+    return [s for s in (below, above) if s is not None]

@@ -1,0 +1,92 @@
+"""What a caller asks for, checked before any model is looked at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from timm_resize.errors import ResizeError, near_names
+from timm_resize.geometry import Size, parse_size
+from timm_resize.resample.maps import MODES
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the caller asked for.
+
+    Attributes:
+        img_size: Wanted size, None to keep the current one (a patch or window change).
+        patch_size: Wanted patch size, None to keep it.
+        window_policy: "timm", "keep" or "scale".
+        mode: Interpolation for position embeddings and token mixing, None for the family's.
+        antialias: Antialias it (torch: also the other cubic kernel when it grows), None for the family's.
+        table_mode: Interpolation of bias tables: "geometric" or one of `resample.MODES`.
+        constructing: Aim for the structure of the constructor, not for that of `set_input_size`.
+        options: Family keywords as given: window_size, window_ratio, always_partition ….
+    """
+
+    img_size: Size | None = None
+    patch_size: Size | None = None
+    window_policy: str = "timm"
+    mode: str | None = None
+    antialias: bool | None = None
+    table_mode: str = "geometric"
+    constructing: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "timm": {"interpolation": "bicubic", "antialias": True},
+    "deit": {"interpolation": "bicubic", "antialias": False},
+    "big_vision": {"interpolation": "bilinear", "antialias": False},
+}
+"""What upstream code uses: timm's own; DeiT, transformers, mmpretrain; big_vision and the .npz loaders."""
+
+
+POLICIES = ("timm", "keep", "scale")
+
+
+def make_request(
+    owner: str,
+    img_size: Any = None,
+    *,
+    patch_size: Any = None,
+    window_policy: str = "timm",
+    interpolation: str | None = None,
+    antialias: bool | None = None,
+    preset: str | None = None,
+    constructing: bool = False,
+    **options: Any,
+) -> Request:
+    """Check what the caller gave, before any model is looked at.
+
+    Raises:
+        InvalidSizeError: `img_size` or `patch_size` is not a size.
+        ResizeError: Unknown policy, preset or interpolation.
+    """
+    for name, value, known in (
+        ("window_policy", window_policy, POLICIES),
+        ("preset", preset, tuple(PRESETS)),
+        ("interpolation", interpolation, (*MODES, "geometric")),
+    ):
+        if value is not None and value not in known:
+            near = near_names(str(value), known) or ", ".join(known)
+            raise ResizeError(f"{owner}: {name}={value!r} is not known. Use {near}.")
+    chosen = dict(PRESETS[preset]) if preset else {}
+    if interpolation not in (None, "geometric"):
+        chosen["interpolation"] = interpolation
+    return Request(
+        img_size=None if img_size is None else parse_size(img_size, "img_size", owner),
+        patch_size=None if patch_size is None else parse_size(patch_size, "patch_size", owner),
+        window_policy=window_policy,
+        mode=chosen.get("interpolation"),
+        antialias=chosen.get("antialias") if antialias is None else bool(antialias),
+        table_mode=interpolation or "geometric",
+        constructing=constructing,
+        options={k: v for k, v in options.items() if v is not None},
+    )
+
+
+def nothing_asked(request: Request) -> bool:
+    """Whether a request is for a size and nothing else."""
+    return not request.constructing and request.patch_size is None and not request.options

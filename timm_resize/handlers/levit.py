@@ -1,0 +1,88 @@
+"""LeViT, with linear layers or convolutions: attention biases over absolute offsets, per stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from timm.models.levit import Attention, AttentionDownsample, ConvNorm, Levit, Stem8, Stem16
+from torch import nn
+
+from timm_resize.core.context import Changes, Context
+from timm_resize.core.registry import register
+from timm_resize.geometry import Size, ceil_div
+from timm_resize.handlers.layers.offset_bias import resize_offset_bias
+from timm_resize.handlers.layers.patch_embed import backbone_size
+
+_SMALL: dict[str, Any] = dict(embed_dim=(32, 48, 64), key_dim=8, num_heads=(2, 3, 4), depth=(1, 1, 1))
+
+
+@register(
+    Levit,
+    state="attention_biases (heads, h*w) over |offset|, attention_bias_idxs",
+    method="bicubic over mirrored offsets, first and last pinned",
+    sizes="any, from 1 pixel: stem and stages round up",
+    guarded=True,
+    examples={
+        "levit_128s": {"depth": (1, 1, 1)},
+        "levit_512": _SMALL,
+        "levit_384_s8": _SMALL,
+        "levit_conv_128s": _SMALL,
+        "levit_conv_512_s8": _SMALL,
+    },
+)
+def plan_levit(model: Levit, ctx: Context) -> Changes:
+    """Walk the stages on the grids that forward makes, each rounded up, where stock's constructor rounds down."""
+    stem, stem_grid = _stem(model, ctx)
+    grid = stem_grid(ctx.new_size)
+    yield from ctx.guard(stem, stem_grid)  # tokens are counted only, so another shape of as many would run
+    for stage in ctx.sequence(model, "stages"):
+        downsample = getattr(stage.downsample, "attn_downsample", None)
+        if downsample is not None:
+            grid = yield from ctx.visit(downsample, resolution=grid)
+        for block in stage.blocks:  # type: ignore[union-attr]
+            yield from ctx.visit(block.attn, resolution=grid)
+
+
+@register(Attention, state="attention_biases (heads, h*w)", method="bicubic over mirrored offsets")
+def plan_attention(attn: Attention, ctx: Context, *, resolution: Size) -> Changes:
+    """Resample the bias table of attention within a grid (h, w)."""
+    yield from _bias(attn, ctx, resolution, stride=1)
+
+
+@register(AttentionDownsample, state="attention_biases (heads, h*w)", method="bicubic over mirrored offsets")
+def plan_attention_downsample(attn: AttentionDownsample, ctx: Context, *, resolution: Size) -> Changes:
+    """Resample the bias table of attention whose queries are every `stride`-th cell; returns the queries' grid.
+
+    The table is over the offsets in the keys' grid, the input.
+    """
+    yield from _bias(attn, ctx, resolution, stride=attn.stride)
+    if hasattr(attn.q.down, "resolution"):  # the linear kind reads it in a view; the convolutional kind has none
+        yield from ctx.attribute(attn.q.down, resolution=resolution)
+    return ceil_div(resolution, attn.stride)
+
+
+def _bias(attn: Attention | AttentionDownsample, ctx: Context, new: Size, stride: int) -> Changes:
+    old = tuple(attn.resolution)
+    yield from resize_offset_bias(attn, ctx, old, new, step=stride)
+    if old != new:
+        yield from ctx.attribute(attn, resolution=new)
+
+
+def _stem(model: nn.Module, ctx: Context) -> tuple[nn.Module, Callable[[Size], Size]]:
+    """Return the module that is given the image, and the grid after the stem for an image.
+
+    A feature wrapper may have flattened the stem to `stem_*`.
+    """
+    parts = [m for name, m in model.named_children() if name == "stem" or name.startswith("stem_")]
+    convs = [m for part in parts for m in part.modules() if isinstance(m, nn.Conv2d)]
+    if any(list(p.parameters()) and not isinstance(p, (Stem8, Stem16, ConvNorm)) for p in parts):
+        grid = backbone_size(nn.Sequential(*parts), ctx, convs[0].in_channels)  # a stem_backbone of the user's
+        return parts[0], lambda size: grid if size == ctx.new_size else (0, 0)
+
+    def rounded_up(size: Size) -> Size:
+        for conv in convs:  # each 3x3 with padding 1
+            size = ceil_div(size, conv.stride[0])
+        return size
+
+    return parts[0], rounded_up

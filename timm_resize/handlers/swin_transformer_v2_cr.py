@@ -1,0 +1,120 @@
+"""Swin Transformer v2-CR: windows that divide the patch grid, log-spaced coordinates that an MLP reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.models.swin_transformer_v2_cr import (
+    PatchEmbed,
+    SwinTransformerV2Cr,
+    SwinTransformerV2CrBlock,
+    WindowMultiHeadAttention,
+)
+from torch import Tensor, nn
+
+from timm_resize.core.context import Changes, Context
+from timm_resize.core.plan import Rebuild
+from timm_resize.core.registry import register
+from timm_resize.geometry import Size, floor_div
+from timm_resize.handlers.layers.windows import OPTIONS, Windows, plan_block, plan_stages, ratio_windows
+
+DEFAULT_RATIO = 8
+"""`window_ratio` of the constructor: windows are an eighth of the patch grid."""
+
+
+SMALL = {"embed_dim": 16, "num_heads": (1, 2, 2, 2)}
+
+
+@register(PatchEmbed, state="img_size, grid_size, num_patches", sizes="floored to the patch; dropped pixels warned of")
+def plan_patch_embed_cr(embed: PatchEmbed, ctx: Context) -> Changes:
+    """Set the sizes; returns the old patch grid and the new."""
+    patch = tuple(embed.patch_size)
+    grid = floor_div(ctx.new_size, patch)
+    shown = patch[0] if patch[0] == patch[1] else patch
+    if min(grid) < 1:
+        ctx.invalid(f"is smaller than patch_size={shown}")
+    rest = ctx.new_size[0] % patch[0], ctx.new_size[1] % patch[1]
+    if any(rest):
+        ctx.warn(
+            f"img_size={ctx.new_size} drops {rest[0]} rows and {rest[1]} columns of pixels at the "
+            f"bottom and right: patch_size={shown}."
+        )
+    old = tuple(embed.grid_size)
+    yield from ctx.attribute(embed, img_size=ctx.new_size, grid_size=grid, num_patches=grid[0] * grid[1])
+    return old, grid
+
+
+@register(
+    WindowMultiHeadAttention, state="relative_coordinates_log (area*area, 2)", method="rebuilt", sizes="any window"
+)
+def plan_window_attention_cr(attn: WindowMultiHeadAttention, ctx: Context, *, window_size: Size) -> Changes:
+    """Rebuild the coordinates for the new window; they are in cells, so larger windows extrapolate."""
+    if tuple(attn.window_size) != window_size:
+        area = window_size[0] * window_size[1]
+        yield from ctx.buffer(
+            attn, "relative_coordinates_log", (area * area, 2), Rebuild(log_offsets, (window_size,), like="logit_scale")
+        )
+        yield from ctx.attribute(attn, window_size=window_size)
+
+
+def log_offsets(window: Size, *, device: Any, dtype: Any) -> Tensor:
+    """Return sign(d)·log(1 + |d|) of the offset between each pair of cells, (area*area, 2), computed in float32.
+
+    Source: Swin v2, arXiv 2111.09883, section 3.3, equation 4.
+    """
+    sides = [torch.arange(side, device=device, dtype=torch.float32) for side in window]
+    cells = torch.stack(torch.meshgrid(*sides, indexing="ij"), dim=-1).reshape(-1, 2)  # (area, 2), row-major
+    offsets = (cells[:, None] - cells[None]).reshape(-1, 2)
+    return (torch.sign(offsets) * torch.log(1.0 + offsets.abs())).to(dtype)
+
+
+@register(SwinTransformerV2CrBlock, state="attn_mask (windows, area, area)", method="rebuilt", sizes="any map")
+def plan_swin_cr_block(
+    block: SwinTransformerV2CrBlock, ctx: Context, *, feat_size: Size, window_size: Size, shift_size: Size
+) -> Changes:
+    """Set the block's map, window, shift and mask; returns the window and shift it uses."""
+    return (yield from plan_block(block, ctx, feat_size, window_size, shift_size, "feat_size"))
+
+
+@register(
+    SwinTransformerV2Cr,
+    state="coordinates and masks per window",
+    method="rebuilt; window_policy timm: windows scale with the grid",
+    sizes="at least one patch; windows that do not divide a map let shifted ones attend across the edge, with a note",
+    options=OPTIONS,
+    examples={
+        "swinv2_cr_tiny_224": {**SMALL, "depths": (2, 2, 2, 2)},
+        "swinv2_cr_tiny_ns_224": {**SMALL, "depths": (1, 1, 2, 2)},
+    },
+)
+def plan_swin_transformer_v2_cr(model: Any, ctx: Context) -> Changes:
+    """Choose each stage's window on the new grid and rebuild what depends on it."""
+    old, grid = yield from ctx.visit(model.patch_embed)
+    windows = yield from plan_stages(model, ctx, ctx.sequence(model, "stages"), old, grid, _constructor_windows)
+    if hasattr(model, "img_size"):  # not on a feature wrapper
+        yield from ctx.attribute(model, img_size=ctx.new_size, window_size=windows[0])
+
+
+def _constructor_windows(model: nn.Module, windows: Windows, old: Size, new: Size) -> Windows:
+    """Return the windows that the constructor makes at a new patch grid.
+
+    It divides the grid by `window_ratio` unless `window_size` is given, and keeps neither. `window_size` among
+    the recorded arguments means given. Otherwise windows that a ratio explains came from it: from the recorded
+    one, the default, or the likeliest that divides the old grid so.
+    """
+    recorded = {**getattr(model, "pretrained_model_args", {}), **getattr(model, "_model_args", {})}
+    if recorded.get("window_size") is not None:
+        return windows
+    ratio = recorded.get("window_ratio") or DEFAULT_RATIO
+    asked = tuple(ratio)[: len(windows)] if isinstance(ratio, (list, tuple)) else (ratio,) * len(windows)
+    for ratios in (asked, tuple(_likely_ratio(old, window) for window in windows)):
+        if ratio_windows(old, ratios) == windows:
+            return ratio_windows(new, ratios)
+    return windows
+
+
+def _likely_ratio(grid: Size, window: Size) -> int:
+    """Return the ratio that divides a grid into a window, a power of two where several do; 1 where none does."""
+    ratios = [r for r in range(1, max(grid) + 1) if ratio_windows(grid, [r]) == (window,)]
+    return next((r for r in ratios if r & (r - 1) == 0), ratios[-1] if ratios else 1)

@@ -1,0 +1,62 @@
+"""VisionTransformer and what is built from it: DeiT, hybrids, ViTamin, FlexiViT, DINOv2, SigLIP, CLIP …."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.models.vision_transformer import _RADIO_ALIGN_CORNERS, VisionTransformer
+
+from timm_resize.core.context import Changes, Context
+from timm_resize.core.registry import register
+from timm_resize.geometry import floor_div
+
+
+@register(
+    VisionTransformer,
+    state="pos_embed (1, prefix + h*w, dim)",
+    method="bicubic antialias; prefix tokens kept",
+    sizes="at least one patch; pixels past the last patch are dropped, with a warning",
+    options=("patch_size",),
+    guarded=True,
+    examples={
+        "vit_tiny_patch16_224": {"depth": 2},
+        "deit_tiny_distilled_patch16_224": {"depth": 1},
+        "deit3_small_patch16_224": {"depth": 1},
+        "vit_small_patch14_reg4_dinov2": {"depth": 1},
+        "flexivit_small": {"depth": 1},
+        "vit_tiny_r_s16_p8_224": {"depth": 1},
+        "vitamin_small_224": {"depth": 1},
+        "vit_base_patch16_gap_224": {"depth": 1},
+    },
+)
+def plan_vision_transformer(model: VisionTransformer, ctx: Context) -> Changes:
+    """Resample the position embedding from the old patch grid to the new.
+
+    With `dynamic_img_size` the forward resamples from `patch_embed.grid_size`, so both are set together.
+    """
+    default = _checkpoint_interpolation(model) if ctx.request.constructing else {}
+    old, new, reduction = yield from ctx.visit(model.patch_embed, **default)
+    embed = model.patch_embed
+    if not getattr(embed, "strict_img_size", True) and not model.dynamic_img_size and model.pos_embed is not None:
+        patch = ctx.request.patch_size or tuple(embed.patch_size)
+        yield from ctx.guard(embed.proj, lambda size: floor_div(size, patch))  # forward has but the count of tokens
+    prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+    yield from ctx.parameter(model, "pos_embed", ctx.pos_embed(old, new, prefix, **default))
+    yield from ctx.attribute(model, feature_info=[dict(i, reduction=reduction) for i in model.feature_info])
+
+
+def _checkpoint_interpolation(model: VisionTransformer) -> dict[str, Any]:
+    """Return how stock's checkpoint filter interpolates this variant; its `set_input_size` makes no difference.
+
+    FlexiViT and RADIO weights were trained against bilinear resampling without antialias, and stock picks by
+    the name of the variant, so the architecture recorded in `pretrained_cfg` is the only place to ask.
+
+    Source: timm/models/vision_transformer.py, _create_vision_transformer.
+    """
+    variant = (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or ""
+    if "flexi" in variant:
+        return {"mode": "bilinear", "antialias": False}
+    if "radio" in variant:
+        corners = any(name in variant for name in _RADIO_ALIGN_CORNERS)
+        return {"mode": "bilinear", "antialias": False, "align_corners": corners or None}
+    return {}

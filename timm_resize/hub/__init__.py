@@ -1,0 +1,1 @@
+"""Weights out: folders that stock timm opens, and the Hugging Face Hub."""

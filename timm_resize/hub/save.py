@@ -1,0 +1,156 @@
+"""Save a model at its present size, as safetensors and a config that stock timm rebuilds it from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from timm.models import _hub
+from torch import Tensor, nn
+
+from timm_resize.core.find import current_size, find_model
+from timm_resize.core.history import touched
+from timm_resize.errors import ResizeError, UnsupportedModelError
+from timm_resize.hub.atomic_files import replace_files
+from timm_resize.hub.card import is_ours, model_card
+from timm_resize.plugin.create_model import _stock_create_model
+from timm_resize.weights.provenance import metadata
+
+WEIGHTS = "model.safetensors"
+
+
+CONFIG = "config.json"
+
+
+CARD = "README.md"
+
+
+def save_pretrained(
+    model: nn.Module, folder: str | os.PathLike[str], *, model_args: dict[str, Any] | None = None
+) -> tuple[Path, Path]:
+    """Write weights, config and a model card for `timm.create_model("local-dir:…", pretrained=True)`.
+
+    The files are written in full beside the old ones, then replace them at one moment: an error leaves what was
+    there, and a process that is killed leaves the old checkpoint or the new one. The metadata of the weights tells
+    where they come from and what was done to them (`timm_resize.history`).
+
+    Args:
+        model: A timm model, or something that holds exactly one. Its weights are not changed.
+        folder: Made when missing. Other files in it stay, a README.md that somebody wrote or edited too.
+        model_args: Constructor arguments for the config, in place of recorded ones that JSON cannot hold.
+
+    Returns:
+        The paths of `model.safetensors` and of `config.json`.
+
+    Raises:
+        UnsupportedModelError: A model that timm's factory did not make, a feature extractor, or tensors without
+            values (meta device).
+        ResizeError: An argument of the model's constructor is not JSON.
+
+    Example:
+        >>> import tempfile, timm, timm_resize
+        >>> model = timm_resize.create_model("vit_tiny_patch16_224", img_size=96, depth=1)
+        >>> folder = tempfile.mkdtemp()
+        >>> [path.name for path in save_pretrained(model, folder)]
+        ['model.safetensors', 'config.json']
+        >>> timm.create_model(f"local-dir:{folder}", pretrained=True).patch_embed.img_size
+        (96, 96)
+    """
+    root = find_model(model)
+    _check(root)
+    tensors, about = plain_tensors(root), metadata(root, touched(root))
+    target = Path(folder)
+    files: list[tuple[str, Callable[[Path], Any]]] = [
+        (WEIGHTS, lambda path: save_file(tensors, path, metadata=about)),
+        (CONFIG, lambda path: _write_config(root, path, model_args)),
+    ]
+    if not (target / CARD).exists() or is_ours((target / CARD).read_text(errors="replace")):
+        files.append((CARD, lambda path: write_card(root, path, target.name, f"local-dir:{target.name}")))
+    replace_files(target, files)
+    return target / WEIGHTS, target / CONFIG
+
+
+def write_card(root: nn.Module, path: Path, name: str, source: str) -> None:
+    """Write the model card of a model whose weights and config are in the same folder."""
+    path.write_text(model_card(root, name, source=source, misfit=stock_misfit(path.parent)))
+
+
+def _check(root: nn.Module) -> None:
+    name = type(root).__name__
+    config = getattr(root, "pretrained_cfg", None) or {}
+    if not config.get("architecture") or not hasattr(root, "num_classes"):
+        raise UnsupportedModelError(
+            f"{name}: not a model that timm can rebuild from a config. Save the whole classification model that "
+            "create_model returned, without features_only=True."
+        )
+    missing = next((k for k, v in root.state_dict().items() if v.is_meta), None)
+    if missing:
+        raise UnsupportedModelError(f"{name}: {missing} has no values (meta device). Load weights, then save.")
+
+
+def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict as safetensors wants it: on the CPU, contiguous, no two sharing memory.
+
+    Tensors that already are so are not copied, also those of a mapped file, which are parts of one storage.
+    """
+    out = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+    end = 0
+    for key, tensor in sorted(out.items(), key=lambda item: item[1].data_ptr()):
+        if tensor.data_ptr() < end:
+            out[key] = tensor.clone()
+        else:
+            end = tensor.data_ptr() + tensor.nbytes
+    return out
+
+
+def _write_config(root: nn.Module, path: Path, model_args: dict[str, Any] | None) -> None:
+    """Let timm write its config, then correct the input size that it takes from the source checkpoint.
+
+    timm knows the present size of models that take `img_size` only.
+    """
+    try:
+        _hub.save_config_for_hf(root, str(path), model_args=model_args)
+    except ValueError as error:
+        raise ResizeError(f"{type(root).__name__}: {error} Pass save_pretrained(..., model_args={{…}}).") from None
+    config = json.loads(path.read_text())
+    data, size = config["pretrained_cfg"], current_size(root)
+    source = tuple(root.pretrained_cfg["input_size"][1:])  # type: ignore[index]
+    if size is not None and size != source:
+        data["input_size"] = [data["input_size"][0], *size]
+        data["pool_size"] = None
+        for name in ("test_input_size", "test_pool_size"):  # recommendations for the source's weights and size
+            data.pop(name, None)
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def stock_misfit(folder: str | os.PathLike[str]) -> str | None:
+    """Return why stock timm's `create_model("local-dir:…", pretrained=True)` cannot use a folder, None if it can.
+
+    On the meta device: builds the model from the config, compares shapes with the header of the weights, and runs
+    the forward at the config's input size.
+    """
+    path = Path(folder)
+    try:
+        with torch.device("meta"):
+            model = _stock_create_model(f"local-dir:{path}").eval()
+            want = {k: list(v.shape) for k, v in model.state_dict().items()}
+            with safe_open(path / WEIGHTS, framework="pt") as weights:
+                have = {k: weights.get_slice(k).get_shape() for k in weights.keys()}  # noqa: SIM118
+            if want.keys() != have.keys():
+                return f"{min(want.keys() ^ have.keys())} is in only one of the two"
+            for key in want:
+                if want[key] != have[key]:
+                    return f"{key} is {have[key]}, stock builds {want[key]}"
+            with torch.no_grad():
+                model(torch.empty(1, *model.pretrained_cfg["input_size"]))
+    except OSError:  # the folder cannot be read, which says nothing of stock
+        raise
+    except Exception as error:  # whatever a constructor or a forward raises at a size that it does not expect
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return None

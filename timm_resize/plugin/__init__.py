@@ -1,0 +1,1 @@
+"""The only room that puts something into timm, and takes it out again."""

@@ -1,0 +1,80 @@
+"""Preprocessing that follows a resize: `timm.data`'s configuration with the model's present size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.data import config as _config
+from torch import nn
+
+from timm_resize.core.find import current_size, find_model
+from timm_resize.core.history import CHAIN
+from timm_resize.errors import ResizeError
+from timm_resize.plugin.patch import original
+
+_stock_resolve = original(getattr(_config, "resolve_data_config", None))
+
+
+def data_config(model: nn.Module, **args: Any) -> dict[str, Any]:
+    """Return the preprocessing for a model at its present size, for `timm.data.create_transform`.
+
+    Args:
+        model: A timm model, or something that holds exactly one.
+        **args: What `timm.data.resolve_data_config` takes in `args`, overriding the model's: `mean`, `crop_pct` ….
+
+    Returns:
+        input_size (channels, H, W), interpolation, mean, std, crop_pct, crop_mode.
+
+    Example:
+        >>> import timm, timm_resize
+        >>> model = timm_resize.create_model("resnet18", img_size=(192, 256))
+        >>> timm_resize.data_config(model)["input_size"]
+        (3, 192, 256)
+    """
+    root = find_model(model)
+    channels = (getattr(root, "pretrained_cfg", None) or {}).get("input_size", (3,))[0]
+    size = current_size(root)
+    if size is not None and args.get("img_size") is None:
+        args = {"input_size": (args.get("in_chans") or args.get("chans") or channels, *size), **args}
+    return _stock_resolve(args, None, root)
+
+
+def resolve_data_config(
+    args: Any = None, pretrained_cfg: Any = None, model: Any = None, use_test_size: bool = False, verbose: bool = False
+) -> dict[str, Any]:
+    """As `timm.data.resolve_data_config`, with the present size of a resized model."""
+    own = getattr(model, "pretrained_cfg", None)
+    if args is not None and args is own:  # spelled so in many guides, and no request for the source's size
+        args = {}
+    size = _resized(model)
+    asked = args or {}
+    if size is not None and asked.get("input_size") is None and asked.get("img_size") is None:
+        channels = next((asked[k] for k in ("in_chans", "chans") if asked.get(k) is not None), None)
+        config = pretrained_cfg or own or {}
+        channels = channels or (config.get("input_size") or (3,))[0]
+        args = {**asked, "input_size": (channels, *size)}
+    return _stock_resolve(args, pretrained_cfg, model, use_test_size, verbose)
+
+
+def _resized(model: Any) -> Any:
+    """Return the size of a model that was resized, None where that is the source checkpoint's, or no resize was.
+
+    A model that stock's constructor built at a size is not resized; stock's answer for it is the source's size.
+    """
+    if not isinstance(model, nn.Module):
+        return None
+    try:
+        root = find_model(model)
+    except ResizeError:  # distributed, scripted: the model inside knows its size, but not as one of ours
+        return None
+    size, config = current_size(root), getattr(root, "pretrained_cfg", None) or {}
+    if not hasattr(root, CHAIN):
+        return None
+    return None if size == tuple((config.get("input_size") or (0, 0, 0))[1:]) else size
+
+
+def seam(args=None, pretrained_cfg=None, model=None, use_test_size=False, verbose=False):  # type: ignore
+    """Stand in for the body of `timm.data.resolve_data_config`."""
+    from timm_resize.plugin.data_config import resolve_data_config
+
+    return resolve_data_config(args, pretrained_cfg, model, use_test_size, verbose)

@@ -1,0 +1,122 @@
+"""Resize a model in memory: look at what would change, change it, find the sizes that work."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from timm_resize.core.apply import apply_plan
+from timm_resize.core.find import current_size, find_model
+from timm_resize.core.plan import ResizePlan
+from timm_resize.core.planner import nearest_valid, plan_request
+from timm_resize.core.request import make_request
+from timm_resize.core.transaction import writing
+from timm_resize.errors import ResizeError
+from timm_resize.geometry import Size
+
+
+def resize_(
+    model: nn.Module,
+    img_size: Any = None,
+    *,
+    optimizer: Any = None,
+    ema: Any = None,
+    grad: str = "clear",
+    **options: Any,
+) -> ResizePlan:
+    """Resize `model` in place, and with it the optimizers and EMA copies given.
+
+    Parameters keep their identity, dtype, device, `requires_grad` and memory format. Either everything is
+    written or, on any error, nothing.
+
+    Args:
+        model: A timm model, or something that holds exactly one.
+        img_size: New size in pixels, an int or (H, W), or a plan that `plan_resize` made for this model.
+        optimizer: One optimizer or several, whose state follows the weights.
+        ema: One EMA copy of the model or several (ModelEmaV2/V3, AveragedModel, or a plain copy).
+        grad: What becomes of pending gradients of tensors that change: "clear", or "resample" by the weight's map,
+            for a resize in the midst of accumulation.
+        **options: As for `plan_resize`.
+
+    Returns:
+        The plan that was applied; empty when there was nothing to do. Its notes name optimizer state that could not
+        follow and starts afresh.
+
+    Raises:
+        InvalidSizeError: The size cannot work.
+        StalePlanError: A given plan does not fit the model's present state.
+        ResizeError: As `plan_resize`.
+
+    Example:
+        >>> import timm, timm_resize
+        >>> model = timm.create_model("levit_128s")
+        >>> plan = timm_resize.resize_(model, 256)
+        >>> plan.new_size, len(plan.tensors)
+        ((256, 256), 14)
+    """
+    root = find_model(model)
+    if grad not in ("clear", "resample"):
+        raise ResizeError(f"{type(root).__name__}: grad={grad!r} is not known. Use 'clear' or 'resample'.")
+    if isinstance(img_size, ResizePlan) and options:
+        raise ResizeError(f"{type(root).__name__}: a plan takes no further options. Make the plan with them.")
+    with writing:  # threads take turns, from the plan to the last write
+        plan = img_size
+        if not isinstance(plan, ResizePlan):
+            plan = plan_request(root, make_request(type(root).__name__, img_size, **options))
+        remarks = apply_plan(root, plan, optimizer=optimizer, ema=ema, options=options, outer=model, grad=grad)
+    return replace(plan, notes=(*plan.notes, *remarks)) if remarks else plan
+
+
+def plan_resize(model: nn.Module, img_size: Any = None, **options: Any) -> ResizePlan:
+    """Return what resizing `model` would change. Reads the model only; works on the meta device.
+
+    Args:
+        model: A timm model, or something that holds exactly one.
+        img_size: New size in pixels, an int or (H, W); None keeps it (for a patch or window change).
+        **options: `patch_size`; `window_size` (int, pair, or one per stage); `window_policy` ("timm": as stock's
+            `set_input_size`, "keep", "scale"); `interpolation` ("bicubic", "bilinear", "nearest"), `antialias`,
+            `preset` ("timm", "deit", "big_vision"); and what the model's stock `set_input_size` takes.
+
+    Returns:
+        The plan; empty when the model already has that size.
+
+    Raises:
+        InvalidSizeError: The size cannot work; the message names the nearest that can.
+        UnsupportedModelError: No handler for the model, or its state cannot be resized.
+        ResizeError: An option that this model does not have.
+
+    Example:
+        >>> import timm, timm_resize
+        >>> model = timm.create_model("vit_tiny_patch16_224", device="meta")
+        >>> print(timm_resize.plan_resize(model, (320, 448)))
+        VisionTransformer: 224x224 -> 320x448
+          pos_embed  parameter  1x197x192 -> 1x561x192  resampled: bicubic antialias
+    """
+    root = find_model(model)
+    return plan_request(root, make_request(type(root).__name__, img_size, **options))
+
+
+def nearest_sizes(model: nn.Module, img_size: Any, **options: Any) -> list[Size]:
+    """Return the valid sizes around a request: itself if it is valid, else the nearest below and above.
+
+    A size that works only by dropping pixels is not counted as valid here.
+
+    Args:
+        model: A timm model.
+        img_size: An int or (H, W).
+        **options: As for `plan_resize`.
+
+    Returns:
+        (H, W) pairs, nearest first; for a square request, squares. Empty when none was found.
+
+    Example:
+        >>> import timm, timm_resize
+        >>> timm_resize.nearest_sizes(timm.create_model("vit_tiny_patch16_224", device="meta"), 250)
+        [(256, 256), (240, 240)]
+    """
+    root = find_model(model)
+    request = make_request(type(root).__name__, img_size, **options)
+    wanted = request.img_size or current_size(root)
+    return [] if wanted is None else nearest_valid(root, request, wanted, clean=True)

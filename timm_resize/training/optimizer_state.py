@@ -1,0 +1,105 @@
+"""Optimizer state through a resize, live and in state dicts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from timm_resize.core.apply import apply_plan
+from timm_resize.core.copies import planning_copy
+from timm_resize.core.find import current_size, find_model
+from timm_resize.core.followers import mapped_state, misshapen
+from timm_resize.core.planner import plan_request
+from timm_resize.core.request import make_request
+from timm_resize.errors import CheckpointError
+from timm_resize.geometry import parse_size
+from timm_resize.resample import Resample
+from timm_resize.weights.source import source_geometry
+
+Writes = list[Callable[[Any], None]]
+
+
+def resize_optimizer_state_dict(
+    state_dict: dict[str, Any], optimizer: Any, model: nn.Module, *, source: Any = None
+) -> dict[str, Any]:
+    """Fit an optimizer's state dict saved at one image size to a model at another.
+
+    Args:
+        state_dict: From `optimizer.state_dict()` at the other size, with the parameters in the same order. Not changed.
+        optimizer: The optimizer that will load it, over `model`'s parameters.
+        model: The model, at its own size.
+        source: Image size (H, W) of the checkpoint; by default the one that the shapes of the state fit.
+
+    Returns:
+        A new state dict. For optimizers that keep state of other shapes (factored), that of the resampled parameters is
+        left out, so that it starts afresh.
+
+    Raises:
+        CheckpointError: Another number of parameters, or state that fits no size that is known.
+
+    Example:
+        >>> import timm, timm_resize, torch
+        >>> def at(size):
+        ...     model = timm.create_model("vit_tiny_patch16_224", img_size=size, depth=1)
+        ...     return model, torch.optim.AdamW(model.parameters())
+        >>> (small, old), (large, new) = at(64), at(96)
+        >>> small(torch.randn(2, 3, 64, 64)).sum().backward(); old.step()
+        >>> new.load_state_dict(timm_resize.resize_optimizer_state_dict(old.state_dict(), new, large))
+        >>> new.state[large.pos_embed]["exp_avg"].shape
+        torch.Size([1, 37, 192])
+    """
+    root = find_model(model)
+    name = type(root).__name__
+    order = [p for group in optimizer.param_groups for p in group["params"]]
+    saved = [i for group in state_dict["param_groups"] for i in group["params"]]
+    if len(order) != len(saved):
+        raise CheckpointError(
+            f"{name}: the optimizer state is of {len(saved)} parameters, the optimizer has {len(order)}. "
+            "Build the optimizer as it was when the state was saved."
+        )
+    names = {id(p): k for k, p in root.named_parameters()}
+    keys = {i: names.get(id(p), "") for i, p in zip(saved, order, strict=True)}
+    like = _shapes(state_dict["state"], keys, {k: p.shape for k, p in root.named_parameters()})
+    maps, shapes = _maps(root, like, source)
+    out = {**state_dict, "state": {}, "param_groups": copy.deepcopy(state_dict["param_groups"])}
+    sized = {i: shapes.get(keys.get(i, ""), p.shape) for i, p in zip(saved, order, strict=True)}
+    odd = any(misshapen(state, sized[i]) for i, state in state_dict["state"].items() if i in sized)
+    for index, state in state_dict["state"].items():
+        key = keys.get(index, "")
+        if key not in maps:
+            out["state"][index] = state
+        elif not odd:
+            out["state"][index] = {**state, **mapped_state(state, shapes[key], maps[key])}
+    return out
+
+
+def _shapes(states: dict[int, Any], keys: dict[int, str], shapes: dict[str, Any]) -> dict[str, Tensor] | None:
+    """Return a stand-in for the weights: per parameter a state tensor of its shape; None where some have no such."""
+    out = {}
+    for index, state in states.items():
+        found = [v for v in state.values() if isinstance(v, Tensor) and v.numel() > 1]
+        key = keys.get(index, "")
+        if found and key:
+            whole = [v for v in found if v.dim() == len(shapes[key])]
+            if not whole:
+                return None
+            out[key] = whole[0]
+    return out
+
+
+def _maps(root: nn.Module, like: dict[str, Tensor] | None, source: Any) -> tuple[dict[str, Resample], dict[str, Any]]:
+    """Return the maps from the source's size to the model's, and the source's shapes, by parameter name."""
+    name = type(root).__name__
+    found = None if like is None else source_geometry(like, root)
+    if source is not None:
+        found = {"img_size": parse_size(source, "source", name)}
+    if found is None:
+        why = "fits no square image size" if like is not None else "is factored, which does not tell its image size"
+        raise CheckpointError(f"{name}: the optimizer state {why}. Give source=(height, width), the size it is of.")
+    twin = planning_copy(root)
+    apply_plan(twin, plan_request(twin, make_request(name, **found)))
+    plan = plan_request(twin, make_request(name, current_size(root)))
+    return {c.key: c.how for c in plan if isinstance(c.how, Resample)}, {k: p.shape for k, p in twin.named_parameters()}

@@ -1,0 +1,1 @@
+"""Weights in: whose names, of which size, from which file."""

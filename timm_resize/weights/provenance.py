@@ -1,0 +1,117 @@
+"""Where weights come from and what was done to them, as files record it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError, safe_open
+from timm.models import _builder, _hub
+from torch import nn
+
+from timm_resize.core.find import current_size
+from timm_resize.core.history import CHAIN, HISTORY, Events, extended, generic_name
+from timm_resize.core.plan import ResizePlan
+from timm_resize.geometry import Size
+from timm_resize.version import __version__
+
+
+def adopt_(root: nn.Module, path: str | None = None, plan: ResizePlan | None = None) -> None:
+    """Start the history of a model that was just loaded: from a file, by default that of its `pretrained_cfg`.
+
+    What its tensors were before, random values or others, is forgotten. `plan` is what the file's tensors went
+    through.
+    """
+    config: dict[str, Any] = getattr(root, "pretrained_cfg", None) or {}
+    name = os.path.basename(path) if path else checkpoint_name(config) or "?"
+    events = adopted(path or checkpoint_file(config), name)
+    if path and not events:
+        events = ({"checkpoint": name, "img_size": list((plan.old_size if plan else current_size(root)) or ())},)
+    if events or hasattr(root, CHAIN):
+        root._resize_chain, root._resize_history = {}, extended(events, plan) if plan else events  # type: ignore
+
+
+METADATA = "timm_resize"
+"""Key in the metadata of a safetensors file, for JSON: versions, architecture, img_size [H, W], history."""
+
+
+def metadata(root: nn.Module, changed: list[str]) -> dict[str, str]:
+    """Return the metadata of a safetensors file of the model."""
+    config: dict[str, Any] = getattr(root, "pretrained_cfg", None) or {}
+    size = current_size(root)
+    record = {
+        "versions": {"timm_resize": __version__, "timm": timm.__version__, "torch": str(torch.__version__)},
+        "architecture": config.get("architecture"),
+        "img_size": None if size is None else list(size),
+        "history": history(root, changed),
+    }
+    return {"format": "pt", METADATA: json.dumps(record)}
+
+
+def history(root: nn.Module, changed: list[str]) -> list[dict[str, Any]]:
+    """Return the whole history of a model up to now; for one of a stock build, the checkpoint that its config names."""
+    config: dict[str, Any] = getattr(root, "pretrained_cfg", None) or {}
+    events = list(getattr(root, HISTORY, ()))
+    if not any("checkpoint" in event for event in events):
+        size = (config.get("input_size") or (None,))[1:]
+        events.insert(0, {"checkpoint": checkpoint_name(config), "img_size": list(size)})
+    return [*events, {"trained": sorted({generic_name(key) for key in changed})}] if changed else events
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """Return what this package recorded in a safetensors file, {} where it recorded nothing that can be read."""
+    if Path(path).suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            record = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+    except (OSError, ValueError, SafetensorError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def recorded_size(path: str | Path) -> Size | None:
+    """Return the image size (H, W) recorded in a safetensors file, None where there is none."""
+    size = read_metadata(path).get("img_size")
+    if isinstance(size, list) and len(size) == 2 and all(type(s) is int and s > 0 for s in size):
+        return size[0], size[1]
+    return None
+
+
+def adopted(path: str | Path | None, name: str) -> Events:
+    """Return the history that a file brings along, ending with its own being read as `name`; () when it has none."""
+    record = read_metadata(path) if path else {}
+    events = record.get("history")
+    if not isinstance(events, list) or not all(isinstance(event, dict) for event in events):
+        return ()
+    return (*events, {"checkpoint": name, "img_size": record.get("img_size")})
+
+
+def checkpoint_name(config: dict[str, Any]) -> str | None:
+    """Return what to call the checkpoint of a `pretrained_cfg`; of a file its name only, not where it lies."""
+    kind, place = _builder._resolve_pretrained_source(config) if config else ("", None)
+    place = place[0] if isinstance(place, tuple) else place
+    if kind == "state_dict" or not place:
+        return None
+    return Path(place).name if kind in ("file", "local-dir") else str(place)
+
+
+def checkpoint_file(config: dict[str, Any]) -> str | None:
+    """Return the file on this machine that a `pretrained_cfg` is loaded from, None when it cannot be told."""
+    kind, place = _builder._resolve_pretrained_source(config) if config else ("", None)
+    if not place or kind not in ("file", "local-dir", "hf-hub"):
+        return None
+    if kind != "hf-hub":
+        return str(Path(place, "model.safetensors") if kind == "local-dir" else place)
+    name, file = place if isinstance(place, tuple) else (place, "model.safetensors")
+    repo, revision = _hub.hf_split(name)
+    try:
+        found = try_to_load_from_cache(repo, file, revision=revision)
+    except ValueError:  # no valid repository id
+        return None
+    return found if isinstance(found, str) else None

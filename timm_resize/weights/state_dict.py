@@ -1,0 +1,167 @@
+"""State dicts of one size into models of another."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from timm_resize.core.apply import apply_plan
+from timm_resize.core.copies import planning_copy
+from timm_resize.core.find import current_size, find_model
+from timm_resize.core.plan import ResizePlan
+from timm_resize.core.planner import plan_request, shapes_at
+from timm_resize.core.request import make_request
+from timm_resize.errors import CheckpointError
+from timm_resize.geometry import Size, parse_size
+from timm_resize.resample import Resample
+from timm_resize.weights.names import without_geometry, without_wrappers
+from timm_resize.weights.source import SQUARES, classifier_prefixes, patch_size, shape_mismatch, source_geometry
+
+
+def resize_state_dict(
+    state_dict: dict[str, Tensor], model: nn.Module, *, source: Any = None, **options: Any
+) -> dict[str, Tensor]:
+    """Fit a checkpoint saved at one image size to a model at another.
+
+    Args:
+        state_dict: Tensors by timm's names. Not changed.
+        model: The model that will load them, at its own size.
+        source: Image size (H, W) of the checkpoint. By default the size on record that the tensors' shapes fit
+            (the model's, its `pretrained_cfg`'s), else the square one that they fit.
+        **options: As for `plan_resize`.
+
+    Returns:
+        A new dict; tensors that do not depend on the size are the same objects.
+
+    Raises:
+        CheckpointError: The tensors fit no size that is known; give `source`.
+
+    Example:
+        >>> import timm, timm_resize
+        >>> small = timm.create_model("vit_tiny_patch16_224", img_size=96, depth=1)
+        >>> large = timm.create_model("vit_tiny_patch16_224", img_size=160, depth=1)
+        >>> large.load_state_dict(timm_resize.resize_state_dict(small.state_dict(), large))
+        <All keys matched successfully>
+    """
+    return fitted(state_dict, find_model(model), source=source, **options)[0]
+
+
+def fitted(
+    state_dict: Mapping[str, Any], root: nn.Module, *, source: Any = None, recorded: Size | None = None, **options: Any
+) -> tuple[dict[str, Any], ResizePlan | None]:
+    """As `resize_state_dict`, with the plan that the tensors went through, None when they fit as they are.
+
+    Args:
+        state_dict: Likewise.
+        root: The model itself.
+        source: Likewise.
+        recorded: The size that the checkpoint's file gives, tried first.
+        **options: Likewise.
+    """
+    name, target = type(root).__name__, current_size(root)
+    own, skipped = root.state_dict(), classifier_prefixes(root)
+    shapes = {k: tuple(v.shape) for k, v in own.items()}
+    state_dict = without_geometry(without_wrappers(state_dict, own), root)
+    if source is None:
+        found = source_geometry(state_dict, root, recorded=recorded)
+    else:
+        found = {"img_size": parse_size(source, "source", name)}
+    if found is None:
+        _check_sizeless(shapes, state_dict, root)
+        raise CheckpointError(
+            f"{name}: the checkpoint fits neither the model's {target} nor any square size: "
+            f"{shape_mismatch(shapes, state_dict, skipped)}. "
+            "Give source=(height, width), the image size it was saved at."
+        )
+    size = found.get("img_size", target)
+    if size == target and "patch_size" not in found:
+        return dict(state_dict), None
+    misfit = None
+    for constructing in (True, False):  # with the constructor's windows, or with windows scaled like the image
+        twin = planning_copy(root)
+        apply_plan(twin, plan_request(twin, make_request(name, **found, constructing=constructing)))
+        if misfit := shape_mismatch({k: tuple(v.shape) for k, v in twin.state_dict().items()}, state_dict, skipped):
+            continue
+        if "patch_size" in found:
+            options = {"patch_size": patch_size(root), **options}
+        plan = plan_request(twin, make_request(name, target, constructing=constructing, **options))
+        check_finite(state_dict, plan)
+        maps = {c.key: c.how for c in plan if isinstance(c.how, Resample)}
+        out = {k: maps[k](v) if k in maps else v for k, v in state_dict.items()}
+        # a persistent buffer is geometry: the model's own is the right one
+        out.update({c.key: own[c.key] for c in plan if c.kind == "buffer" and c.key in out and c.key in own})
+        if not (misfit := shape_mismatch(shapes, out, skipped)):
+            return out, plan
+    raise CheckpointError(
+        f"{name}: the checkpoint is not of source={size}: {misfit}. "
+        "Give source=(height, width), the image size it was saved at."
+    )
+
+
+def _check_sizeless(shapes: Mapping[str, tuple[int, ...]], state_dict: Mapping[str, Any], root: nn.Module) -> None:
+    """Raise CheckpointError for a tensor of another shape that no image size explains."""
+    sized = next((changed for s in SQUARES if (changed := shapes_at(root, img_size=(s, s)))), {})
+    misfit = shape_mismatch({k: v for k, v in shapes.items() if k not in sized}, state_dict, classifier_prefixes(root))
+    if misfit:
+        raise other_model_error(type(root).__name__, (), (), [misfit])
+
+
+def check_types(state_dict: Mapping[str, Any], root: nn.Module) -> None:
+    """Raise CheckpointError where numbers of another kind would be cast silently: integers for floats, or reverse."""
+    for key, tensor in root.state_dict().items():
+        given = state_dict.get(key)
+        if isinstance(given, Tensor) and given.is_floating_point() != tensor.is_floating_point():
+            raise CheckpointError(
+                f"{type(root).__name__}: {key} is {_dtype(given)}, not {_dtype(tensor)}. If the checkpoint is "
+                "quantised, give the float one it was made from."
+            )
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def check_finite(state_dict: Mapping[str, Any], plan: ResizePlan) -> None:
+    """Raise CheckpointError where a tensor that is going to be resampled holds NaN or infinity, which would spread."""
+    for change in plan:
+        tensor = state_dict.get(change.key) if isinstance(change.how, Resample) else None
+        if tensor is not None and not tensor.is_meta and not tensor.isfinite().all():
+            raise CheckpointError(
+                f"{plan.model}: {change.key} holds values that are not finite, and resampling would spread them. "
+                "Give a checkpoint from before the training diverged."
+            )
+
+
+def foreign(error: RuntimeError) -> RuntimeError:
+    """Return what `load_state_dict` raised as a CheckpointError that names the first tensors; other errors as is."""
+    said = " ".join(str(error).split())
+    owner = re.search(r"loading state_dict for (\w+)", said)
+    if owner is None:
+        return error
+    listed = (
+        re.search(rf'{title} key\(s\) in state_dict: ((?:"[^"]+"(?:, )?)+)', said)
+        for title in ("Missing", "Unexpected")
+    )
+    missing, unexpected = (re.findall(r'"([^"]+)"', keys[1]) if keys else [] for keys in listed)
+    sizes = re.findall(r"size mismatch for ([^:]+): .*?Size\(\[([^]]*)\]\).*?Size\(\[([^]]*)\]\)", said)
+    return other_model_error(
+        owner[1], missing, unexpected, [f"{key} is ({have}), not ({want})" for key, have, want in sizes]
+    )
+
+
+def other_model_error(
+    owner: str, missing: Sequence[str], unexpected: Sequence[str], misfits: Sequence[str]
+) -> CheckpointError:
+    """Return the error for a checkpoint whose tensors are not those of the model `owner`."""
+    parts = [
+        f"{text} {keys[0]}" + (f" and {len(keys) - 1} others" if len(keys) > 1 else "")
+        for text, keys in (("it lacks", missing), ("the model has no", unexpected))
+        if keys
+    ]
+    return CheckpointError(
+        f"{owner}: the checkpoint is of another model: {'; '.join([*parts, *misfits[:1]])}. "
+        "Build the model with the arguments that it was saved with (depth, num_classes …)."
+    )
