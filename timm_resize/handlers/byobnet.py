@@ -57,7 +57,7 @@ _NARROW: dict[str, Any] = {"width_factor": 0.25}
         "lambda_resnet26rpt_256": _NARROW,
         "lamhalobotnet50ts_256": _NARROW,
         "halonet26t": _NARROW,
-        "bat_resnext26ts": {},
+        "bat_resnext26ts": {"width_factor": 0.5},
         "resnet50_clip": _NARROW,
     },
 )

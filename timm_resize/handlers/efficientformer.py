@@ -18,6 +18,8 @@ from timm_resize.handlers.layers.offset_bias import offset_index, resize_offset_
 _STOCK_GRID = (7, 7)
 """What the constructor makes at every `img_size`."""
 
+_NARROW: dict[str, Any] = {"num_vit": 2, "mlp_ratios": 1, "embed_dims": (16, 32, 48, 64)}
+
 
 @register(
     EfficientFormer,
@@ -25,8 +27,8 @@ _STOCK_GRID = (7, 7)
     method="offsets mirrored, bicubic antialias, offset 0 kept; index rebuilt",
     sizes="any; intermediate features of the last stage need an even map at a 16th",
     examples={
-        "efficientformer_l1": {"depths": (1, 1, 1, 3), "num_vit": 2, "mlp_ratios": 1},
-        "efficientformer_l7": {"depths": (1, 1, 1, 2), "num_vit": 2, "mlp_ratios": 1},
+        "efficientformer_l1": {"depths": (1, 1, 1, 3), **_NARROW},
+        "efficientformer_l7": {"depths": (1, 1, 1, 2), **_NARROW},
     },
 )
 def plan_efficientformer(model: EfficientFormer, ctx: Context) -> Changes:

@@ -15,7 +15,7 @@ from timm_resize.geometry import Size
 @register(
     ResNet,
     sizes="any; with average-pool antialiasing the stem's map % 8; with blur pooling from 17",
-    examples={"resnet18": {}},
+    examples={"resnet18": {"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128)}},
 )
 def plan_resnet(model: ResNet, ctx: Context) -> Changes:
     """Check what the pools of antialiased variants can take.

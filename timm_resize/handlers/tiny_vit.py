@@ -12,6 +12,8 @@ from timm_resize.errors import ResizeError
 from timm_resize.geometry import Size
 from timm_resize.handlers.layers.offset_bias import resize_offset_bias
 
+_NARROW: dict[str, Any] = {"embed_dims": (32, 32, 64, 64), "num_heads": (1, 1, 2, 2)}
+
 
 @register(
     TinyVit,
@@ -20,8 +22,8 @@ from timm_resize.handlers.layers.offset_bias import resize_offset_bias
     sizes="any: maps are padded to whole windows",
     options=("window_size",),
     examples={
-        "tiny_vit_5m_224": {"depths": (1, 1, 2, 1)},
-        "tiny_vit_21m_384": {"depths": (1, 1, 1, 1), "embed_dims": (32, 32, 64, 64), "num_heads": (1, 1, 2, 2)},
+        "tiny_vit_5m_224": {"depths": (1, 1, 2, 1), **_NARROW},
+        "tiny_vit_21m_384": {"depths": (1, 1, 1, 1), **_NARROW},
     },
 )
 def plan_tiny_vit(model: TinyVit, ctx: Context) -> Changes:

@@ -22,11 +22,11 @@ from timm_resize.geometry import floor_div
         "vit_tiny_patch16_224": {"depth": 2},
         "deit_tiny_distilled_patch16_224": {"depth": 1},
         "deit3_small_patch16_224": {"depth": 1},
-        "vit_small_patch14_reg4_dinov2": {"depth": 1},
+        "vit_small_patch14_reg4_dinov2": {"depth": 1, "embed_dim": 48, "num_heads": 2},
         "flexivit_small": {"depth": 1},
         "vit_tiny_r_s16_p8_224": {"depth": 1},
         "vitamin_small_224": {"depth": 1},
-        "vit_base_patch16_gap_224": {"depth": 1},
+        "vit_base_patch16_gap_224": {"depth": 1, "embed_dim": 96, "num_heads": 3},
     },
 )
 def plan_vision_transformer(model: VisionTransformer, ctx: Context) -> Changes:
