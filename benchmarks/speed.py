@@ -35,13 +35,11 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.models import _hub
 from torch import nn
 
 import timm_resize
-from timm_resize.plugin.create_model import _stock_create_model as stock_create_model
-from timm_resize.weights.safetensors_reader import file_tensors, read_all
 
 CREATE = {
     "vit_small_patch16_224": 384,
@@ -191,7 +189,7 @@ def create(arguments: argparse.Namespace, speed: dict[str, float], folder: Path)
         if not any(fnmatch(name, pattern) for pattern in arguments.models):
             continue
         path = folder / f"{name}.safetensors"
-        save_file({k: v.contiguous() for k, v in stock_create_model(name).state_dict().items()}, path)
+        save_file({k: v.contiguous() for k, v in timm.create_model(name).state_dict().items()}, path)
         size = path.stat().st_size
         for img_size in (None, other):
             ours, stock = (_creation(who, name, path, img_size) for who in ("ours", "stock"))
@@ -205,7 +203,7 @@ def create(arguments: argparse.Namespace, speed: dict[str, float], folder: Path)
 
 
 def _creation(who: str, name: str, path: Path, img_size: int | None) -> Callable[[], nn.Module]:
-    make = {"ours": timm_resize.create_model, "stock": stock_create_model}[who]
+    make = {"ours": timm_resize.create_model, "stock": timm.create_model}[who]
     size = {} if img_size is None else {"img_size": img_size}
     return lambda: make(name, pretrained=True, pretrained_cfg_overlay={"file": str(path)}, **size)
 
@@ -300,7 +298,7 @@ def masks(arguments: argparse.Namespace, speed: dict[str, float], folder: Path) 
         "limit, ms",
     )
     args = {"depths": (2, 1, 1, 1), "embed_dim": 8, "num_heads": (1, 1, 1, 1), "num_classes": 2}
-    models = [stock_create_model("swin_tiny_patch4_window7_224", **args) for _ in range(2)]
+    models = [timm.create_model("swin_tiny_patch4_window7_224", **args) for _ in range(2)]
 
     def back() -> None:
         for model in models:
@@ -362,9 +360,9 @@ def forward(arguments: argparse.Namespace, speed: dict[str, float], folder: Path
     head("Forward", "model", "size", "resized, ms", "stock's own, ms", "resized / own", "plugin in, ms", "in / out")
     for name in QUICK[:1] if arguments.quick else ("vit_small_patch16_224", "swin_tiny_patch4_window7_224"):
         size = 96 if arguments.quick else 384
-        resized = stock_create_model(name).eval()
+        resized = timm.create_model(name).eval()
         timm_resize.resize_(resized, size)
-        own = stock_create_model(name, **resized._model_args).eval()
+        own = timm.create_model(name, **resized._model_args).eval()
         own.load_state_dict(resized.state_dict())
         x = torch.randn(1, 3, size, size)
         with torch.inference_mode():

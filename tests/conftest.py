@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import timm_resize
-from timm_resize.plugin.create_model import _installed
+from timm_resize.plugin.create_model import fast_init_settings
 
 torch.set_num_threads(1)  # the models are tiny; one thread per worker is fastest
 
@@ -14,7 +14,7 @@ torch.set_num_threads(1)  # the models are tiny; one thread per worker is fastes
 @pytest.fixture(autouse=True)
 def _stock_timm():
     yield
-    leaked = _installed.depth
-    while _installed.depth:
+    leaked = len(fast_init_settings)
+    while len(fast_init_settings):
         timm_resize.uninstall()
     assert not leaked, "the test left the plugin installed"

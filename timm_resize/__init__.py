@@ -6,8 +6,9 @@ from timm_resize.errors import CheckpointError, InvalidSizeError, ResizeError, S
 from timm_resize.hub.push import push_to_hub
 from timm_resize.hub.save import save_pretrained
 from timm_resize.multi_size import MultiSize, at_size
-from timm_resize.plugin.create_model import create_model, install, uninstall
+from timm_resize.plugin.create_model import create_model
 from timm_resize.plugin.data_config import data_config
+from timm_resize.plugin.install import install, uninstall
 from timm_resize.resize import nearest_sizes, plan_resize, resize_
 from timm_resize.training import (
     ProgressiveResize,

@@ -8,7 +8,6 @@ import torch
 
 import timm_resize
 from tests.helpers.oracle import image, stock, tensors
-from timm_resize.plugin.create_model import _stock_create_model
 
 SMALL = [
     "resnet18",
@@ -73,7 +72,7 @@ def test_a_size_changes_no_tensor_and_stocks_export_reloads(name, tmp_path):
     assert timm_resize.plan_resize(ours).new_size == (96, 128)
     assert all(torch.equal(t, tensors(theirs)[n]) for n, t in tensors(ours).items())
     timm.models.save_for_hf(ours, str(tmp_path), safe_serialization=True)
-    again = _stock_create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     assert all(torch.equal(t, tensors(ours)[n]) for n, t in tensors(again).items())
     with torch.inference_mode():
         assert torch.equal(again(image((96, 128))), ours(image((96, 128))))

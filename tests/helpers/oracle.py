@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import timm
 import torch
-from timm.models import _factory
 from torch import nn
 
 import timm_resize
-from timm_resize.plugin.create_model import _stock_create_model as stock_create_model
 
 SKIPPED = {
     "_parameters",
@@ -32,8 +31,8 @@ SKIPPED = {
 
 def stock(name: str, **kwargs: Any) -> nn.Module:
     """Build with stock timm, in evaluation mode."""
-    assert _factory.create_model is stock_create_model
-    return stock_create_model(name, **kwargs).eval()
+    assert not hasattr(timm.create_model, "__wrapped__"), "the plugin is installed"
+    return timm.create_model(name, **kwargs).eval()
 
 
 def redraw_(model: nn.Module, seed: int = 0) -> nn.Module:

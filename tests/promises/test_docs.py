@@ -19,7 +19,7 @@ NEEDS = {"programs.md": ("open_clip", "transformers", "segmentation_models_pytor
 def test_code_blocks_run(page, tmp_path, monkeypatch):
     """A page's blocks run as a user would paste them, in an empty folder, and leave timm unpatched."""
     import timm_resize
-    from timm_resize.plugin.create_model import _installed
+    from timm_resize.plugin.create_model import fast_init_settings
 
     for package in NEEDS.get(page.name, ()):
         pytest.importorskip(package, reason=f"{package} is not installed")
@@ -30,7 +30,7 @@ def test_code_blocks_run(page, tmp_path, monkeypatch):
             warnings.simplefilter("ignore")
             for block in BLOCK.findall(page.read_text()):
                 exec(compile(block, str(page), "exec"), names)
-        assert _installed.depth == 0, "the page leaves the plugin installed"
+        assert len(fast_init_settings) == 0, "the page leaves the plugin installed"
     finally:
-        while _installed.depth:
+        while len(fast_init_settings):
             timm_resize.uninstall()

@@ -12,7 +12,7 @@ from torch import nn
 
 from timm_resize.core.request import POLICIES, PRESETS
 from timm_resize.errors import ResizeError
-from timm_resize.plugin.create_model import create_model
+from timm_resize.plugin import create_model as factory
 from timm_resize.resample.maps import MODES
 
 RESIZE_OPTIONS = ("patch_size", "window_size", "window_policy", "interpolation", "antialias", "preset")
@@ -92,10 +92,10 @@ def resize_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def build(name: str, *, meta: bool = False, **kwargs: Any) -> nn.Module:
-    """Call `timm_resize.create_model`, on the meta device if asked; whatever fails there is the user's to fix."""
+    """Build a model, on the meta device if asked; whatever fails there is the user's to fix."""
     try:
         with torch.device("meta" if meta else "cpu"):
-            return create_model(name, **kwargs)
+            return factory.build(name, **{"pretrained": False, **kwargs})
     except ResizeError:
         raise
     except Exception as error:  # constructors, file formats and the network raise what they like

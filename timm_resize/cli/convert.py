@@ -19,9 +19,7 @@ from torch import nn
 from timm_resize.cli._common import add_resize_arguments, build, resize_options, size
 from timm_resize.errors import CheckpointError, ResizeError
 from timm_resize.hub.save import CONFIG, WEIGHTS, save_pretrained, stock_misfit
-from timm_resize.plugin.create_model import create_model
 from timm_resize.resize import resize_
-from timm_resize.weights.pretrained import mapped
 from timm_resize.weights.source import source_geometry
 
 EXAMPLE = "timm-resize convert levit_128s --img-size 320x448 --no-pretrained --output levit-320x448"
@@ -122,12 +120,7 @@ def _from_file(args: argparse.Namespace, kwargs: dict[str, Any]) -> nn.Module:
 
 def _open(name: str, *, pretrained: bool, **kwargs: Any) -> nn.Module:
     """Build a model whose tensors stay in their mapped file where they can, so that they are never all in memory."""
-    if pretrained:
-        with suppress(Exception), mapped():  # archives of arrays, new classifiers; and errors, which come again below
-            model = create_model(name, pretrained=True, fast_init=False, **kwargs)
-            if not any(tensor.is_meta for tensor in model.state_dict().values()):
-                return model
-    return build(name, pretrained=pretrained, **kwargs)
+    return build(name, pretrained=pretrained, assign=pretrained, **kwargs)
 
 
 def _read(path: str) -> dict[str, Any]:

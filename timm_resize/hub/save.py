@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -19,7 +20,6 @@ from timm_resize.core.history import touched
 from timm_resize.errors import ResizeError, UnsupportedModelError
 from timm_resize.hub.atomic_files import replace_files
 from timm_resize.hub.card import is_ours, model_card
-from timm_resize.plugin.create_model import _stock_create_model
 from timm_resize.weights.provenance import metadata
 
 WEIGHTS = "model.safetensors"
@@ -138,7 +138,7 @@ def stock_misfit(folder: str | os.PathLike[str]) -> str | None:
     path = Path(folder)
     try:
         with torch.device("meta"):
-            model = _stock_create_model(f"local-dir:{path}").eval()
+            model = timm.create_model(f"local-dir:{path}").eval()
             want = {k: list(v.shape) for k, v in model.state_dict().items()}
             with safe_open(path / WEIGHTS, framework="pt") as weights:
                 have = {k: weights.get_slice(k).get_shape() for k in weights.keys()}  # noqa: SIM118

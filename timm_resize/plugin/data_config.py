@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.data import config as _config
 from torch import nn
 
 from timm_resize.core.find import current_size, find_model
 from timm_resize.core.history import CHAIN
 from timm_resize.errors import ResizeError
-from timm_resize.plugin.patch import original
-
-_stock_resolve = original(getattr(_config, "resolve_data_config", None))
+from timm_resize.plugin.patch import stock
 
 
 def data_config(model: nn.Module, **args: Any) -> dict[str, Any]:
@@ -36,7 +33,7 @@ def data_config(model: nn.Module, **args: Any) -> dict[str, Any]:
     size = current_size(root)
     if size is not None and args.get("img_size") is None:
         args = {"input_size": (args.get("in_chans") or args.get("chans") or channels, *size), **args}
-    return _stock_resolve(args, None, root)
+    return stock("timm.data.config.resolve_data_config")(args, None, root)
 
 
 def resolve_data_config(
@@ -53,7 +50,7 @@ def resolve_data_config(
         config = pretrained_cfg or own or {}
         channels = channels or (config.get("input_size") or (3,))[0]
         args = {**asked, "input_size": (channels, *size)}
-    return _stock_resolve(args, pretrained_cfg, model, use_test_size, verbose)
+    return stock("timm.data.config.resolve_data_config")(args, pretrained_cfg, model, use_test_size, verbose)
 
 
 def _resized(model: Any) -> Any:
@@ -71,10 +68,3 @@ def _resized(model: Any) -> Any:
     if not hasattr(root, CHAIN):
         return None
     return None if size == tuple((config.get("input_size") or (0, 0, 0))[1:]) else size
-
-
-def seam(args=None, pretrained_cfg=None, model=None, use_test_size=False, verbose=False):  # type: ignore
-    """Stand in for the body of `timm.data.resolve_data_config`."""
-    from timm_resize.plugin.data_config import resolve_data_config
-
-    return resolve_data_config(args, pretrained_cfg, model, use_test_size, verbose)

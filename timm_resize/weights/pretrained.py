@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import pickle
 import textwrap
-import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from timm.models import _builder, get_pretrained_cfg
+from timm.models import _builder
 from torch import nn
 
 from timm_resize.core.apply import apply_plan
@@ -23,63 +20,78 @@ from timm_resize.core.request import make_request
 from timm_resize.errors import CheckpointError
 from timm_resize.geometry import Size
 from timm_resize.weights.names import without_geometry
-from timm_resize.weights.provenance import adopt_, checkpoint_file, recorded_size
+from timm_resize.weights.provenance import checkpoint_file, recorded_size
 from timm_resize.weights.source import source_geometry
-from timm_resize.weights.state_dict import check_types, foreign
+from timm_resize.weights.state_dict import check_fits
 
-_stock_load_pretrained: Any = getattr(_builder, "load_pretrained", None)
-
-
-_loads = {"now": 0}
+UNREADABLE = (RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError)
+"""What readers of checkpoint files raise for damaged ones; an OSError says that there is none."""
 
 
-_loads_lock = threading.Lock()
+class PretrainedLoader:
+    """What one build calls in place of timm's `load_pretrained`, which it calls in turn.
 
-
-_local = threading.local()
-
-
-def build_loaded(
-    create_fn: Callable[..., nn.Module], wanted: dict[str, Any], saved: dict[str, Any], kwargs: dict[str, Any]
-) -> tuple[nn.Module, dict[str, Any]]:
-    """Return a model with its weights at the checkpoint's size, and the geometry that is still to be set.
+    The model, still random, is brought to the size that the file's tensors have, so that stock's filter has nothing to
+    interpolate; everything is checked before anything is loaded.
 
     Args:
-        create_fn: Entry point of the architecture.
-        wanted: Geometry that was asked for, `img_size` among it.
-        saved: Geometry that the checkpoint's configuration gives.
-        kwargs: Other arguments for `create_fn`.
+        sizes: Geometry that was asked for or is on record, tried as the checkpoint's after the model's own.
+        assign: Let the model take the file's tensors over, where a copy of them would do.
 
-    Raises:
-        CheckpointError: The checkpoint cannot be read, or is not of this model.
+    Attributes:
+        misfit: The error where the file's tensors are not the model's; stock's filter may still fit them.
     """
-    try:
-        try:
-            with _loading(wanted):
-                model = create_fn(pretrained=True, **saved, **kwargs)
-        except (AssertionError, TypeError, ValueError) as error:  # a size that stock's constructor does not express
-            if not saved or isinstance(error, CheckpointError):
+
+    def __init__(self, sizes: dict[str, Any], assign: bool = False) -> None:
+        self.sizes = sizes
+        self.assign = assign
+        self.misfit: CheckpointError | None = None
+
+    def __call__(self, model: nn.Module, *args: Any, filter_fn: Any = None, **kwargs: Any) -> None:
+        """Load as timm does.
+
+        Raises:
+            CheckpointError: The checkpoint cannot be read, or is not of this model.
+        """
+        config = kwargs.get("pretrained_cfg") or getattr(model, "pretrained_cfg", None)
+        read = not (
+            config and all(_builder._resolve_pretrained_source(config))
+        )  # without a source stock says so itself
+
+        def at_source(state_dict: Any, model: nn.Module = model) -> Any:
+            nonlocal read
+            read = True
+            return _filtered_at_source(filter_fn, self.sizes, state_dict, model)
+
+        with self._checked(model):
+            try:
+                _builder.load_pretrained(model, *args, filter_fn=at_source, **kwargs)
+            except CheckpointError:
                 raise
-            with _loading(saved):
-                model = create_fn(pretrained=True, **_native_size(create_fn), **kwargs)
-    except CheckpointError:
-        raise
-    except RuntimeError as error:  # weights of another layout, which stock's filter fits to the geometry asked for
-        with suppress(Exception):  # stock cannot either: the first error says what is wrong
-            return create_fn(pretrained=True, **{**saved, **wanted}, **kwargs), {}
-        raise _explained(error) from error
-    except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
-        raise _explained(error) from error
-    adopt_(find_model(model))
-    return model, {k: v for k, v in wanted.items() if k != "img_size"}
+            except UNREADABLE as error:
+                if read:
+                    raise
+                said = textwrap.shorten(str(error), 600, placeholder=" …")
+                raise CheckpointError(f"the checkpoint cannot be read: {said} Fetch it again.") from error
 
+    @contextmanager
+    def _checked(self, model: nn.Module) -> Iterator[None]:
+        """Let the model's `load_state_dict` refuse what does not fit before it loads anything."""
+        load = model.load_state_dict
 
-def _native_size(create_fn: Any) -> dict[str, Any]:
-    """Return the image size that an architecture has in stock timm, whatever the checkpoint's is."""
-    while isinstance(create_fn, functools.partial):
-        create_fn = create_fn.args[0]
-    native = get_pretrained_cfg(create_fn.__name__, allow_unregistered=True)
-    return {"img_size": native.input_size[1:]} if native is not None else {}
+        def load_checked(state_dict: Any, strict: bool = True, **kwargs: Any) -> Any:
+            try:
+                check_fits(state_dict, model, strict)
+            except CheckpointError as error:
+                self.misfit = error
+                raise
+            return load(state_dict, strict=strict, assign=self.assign, **kwargs)
+
+        model.load_state_dict = load_checked  # type: ignore
+        try:
+            yield
+        finally:
+            del model.load_state_dict
 
 
 def from_jax(root: nn.Module) -> bool:
@@ -90,72 +102,13 @@ def from_jax(root: nn.Module) -> bool:
     return isinstance(name, str) and name.endswith((".npz", ".npy"))
 
 
-def _explained(error: Exception) -> Exception:
-    """Return what a damaged or foreign checkpoint caused as a CheckpointError, anything else as it is."""
-    if isinstance(error, RuntimeError) and not any(
-        word in str(error) for word in ("PytorchStreamReader", "weights_only")
-    ):
-        return foreign(error)
-    said = textwrap.shorten(str(error), 600, placeholder=" …")
-    return CheckpointError(f"the checkpoint cannot be read: {said} Fetch it again.")
-
-
-@contextmanager
-def mapped() -> Iterator[None]:
-    """Within, this thread builds models on the meta device, and what they load stays where it is.
-
-    So the tensors of a safetensors file are read from its mapping when they are used. What no file holds has no values:
-    buffers that are no part of a state dict, a new classifier.
-    """
-    with _loading(None), torch.device("meta"):
-        _local.assign = True
-        try:
-            yield
-        finally:
-            _local.assign = False
-
-
-@contextmanager
-def _loading(target: dict[str, Any] | None) -> Iterator[None]:
-    """Let this thread's `load_pretrained` first bring the model to the checkpoint's own size, if a target is given."""
-    with _loads_lock:
-        _loads["now"] += 1
-        _builder.load_pretrained = _load_pretrained
-    outer, _local.target = getattr(_local, "target", None), target
-    try:
-        yield
-    finally:
-        _local.target = outer
-        with _loads_lock:
-            _loads["now"] -= 1
-            if not _loads["now"]:
-                _builder.load_pretrained = _stock_load_pretrained
-
-
-def _load_pretrained(model: nn.Module, *args: Any, **kwargs: Any) -> None:
-    """As timm's, for this thread's target."""
-    target = getattr(_local, "target", None)
-    if target is not None:
-        kwargs["filter_fn"] = functools.partial(_filter_at_source, kwargs.get("filter_fn"), target)
-    if not getattr(_local, "assign", False):
-        _stock_load_pretrained(model, *args, **kwargs)
-        return
-    model.load_state_dict = functools.partial(model.load_state_dict, assign=True)  # type: ignore[method-assign]
-    try:
-        with torch.device("cpu"):  # what a filter makes is real
-            _stock_load_pretrained(model, *args, **kwargs)
-    finally:
-        del model.load_state_dict
-
-
-def _filter_at_source(filter_fn: Any, target: dict[str, Any], state_dict: Any, model: nn.Module) -> Any:
-    """Resize the (still random) model to the checkpoint's size, so that stock's filter has nothing to interpolate."""
+def _filtered_at_source(filter_fn: Any, sizes: dict[str, Any], state_dict: Any, model: nn.Module) -> Any:
+    """Resize the (still random) model to the checkpoint's size, then run stock's filter."""
     root = find_model(model)
     found = None
     if model_handler(root) is not None:
-        config = getattr(root, "pretrained_cfg", None) or {}
-        path = checkpoint_file(config)
-        found = source_geometry(state_dict, root, target, recorded=recorded_size(path) if path else None)
+        path = checkpoint_file(getattr(root, "pretrained_cfg", None) or {})
+        found = source_geometry(state_dict, root, sizes, recorded=recorded_size(path) if path else None)
         if found:
             request = make_request(type(root).__name__, **found, constructing=True)
             with warnings.catch_warnings():
@@ -167,9 +120,7 @@ def _filter_at_source(filter_fn: Any, target: dict[str, Any], state_dict: Any, m
                 state_dict = filter_fn(state_dict, model)
             except TypeError:  # as stock: filters of one argument
                 state_dict = filter_fn(state_dict)
-    state_dict = without_geometry(state_dict, model)
-    check_types(state_dict, model)
-    return state_dict
+    return without_geometry(state_dict, model)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -135,21 +134,15 @@ def check_finite(state_dict: Mapping[str, Any], plan: ResizePlan) -> None:
             )
 
 
-def foreign(error: RuntimeError) -> RuntimeError:
-    """Return what `load_state_dict` raised as a CheckpointError that names the first tensors; other errors as is."""
-    said = " ".join(str(error).split())
-    owner = re.search(r"loading state_dict for (\w+)", said)
-    if owner is None:
-        return error
-    listed = (
-        re.search(rf'{title} key\(s\) in state_dict: ((?:"[^"]+"(?:, )?)+)', said)
-        for title in ("Missing", "Unexpected")
-    )
-    missing, unexpected = (re.findall(r'"([^"]+)"', keys[1]) if keys else [] for keys in listed)
-    sizes = re.findall(r"size mismatch for ([^:]+): .*?Size\(\[([^]]*)\]\).*?Size\(\[([^]]*)\]\)", said)
-    return other_model_error(
-        owner[1], missing, unexpected, [f"{key} is ({have}), not ({want})" for key, have, want in sizes]
-    )
+def check_fits(state_dict: Mapping[str, Any], root: nn.Module, strict: bool) -> None:
+    """Raise CheckpointError before anything is loaded where `load_state_dict` would raise half-way."""
+    own = root.state_dict()
+    missing = [k for k in own if k not in state_dict] if strict else []
+    unexpected = [k for k in state_dict if k not in own] if strict else []
+    misfit = shape_mismatch({k: tuple(v.shape) for k, v in own.items()}, state_dict, ())
+    if missing or unexpected or misfit:
+        raise other_model_error(type(root).__name__, missing, unexpected, [misfit] if misfit else [])
+    check_types(state_dict, root)
 
 
 def other_model_error(
