@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import copy
-import pickle
-import subprocess
-import sys
-import threading
-import types
 import warnings
-from pathlib import Path
 
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from timm import create_model as early_create_model
-from timm.models import _factory, resolve_model_input_args
 
 import timm_resize
 from tests.helpers.oracle import image, redraw_, stock, tensors
+from tests.helpers.timm_state import timm_objects
 
 
 @pytest.fixture(autouse=True)
@@ -34,120 +27,6 @@ def plugin():
     """The plugin, installed for one test."""
     with timm_resize.install():
         yield
-
-
-def timm_objects():
-    """Every object in every timm module and every attribute of every timm class, by identity."""
-    found = {}
-    for name, module in sorted(sys.modules.items()):
-        if name == "timm" or name.startswith("timm."):
-            for key, value in vars(module).items():
-                found[name, key] = id(value)
-                if isinstance(value, type) and value.__module__.startswith("timm"):
-                    for attr, member in vars(value).items():
-                        found[value.__module__, value.__qualname__, attr] = id(member)
-                if isinstance(value, types.FunctionType):
-                    found[name, key, "code"] = id(value.__code__)
-    return found
-
-
-def test_a_create_model_imported_earlier_is_reached(plugin):
-    """Names bound to timm's create_model before the plugin take `img_size` for a model that stock refuses."""
-    for create in (early_create_model, timm.create_model, timm.models.create_model, _factory.create_model):
-        assert create("resnet18", img_size=96, num_classes=2)._traits["resized_img_size"] == (96, 96)
-
-
-def test_uninstall_leaves_every_object_of_timm_identical():
-    """After uninstall every module attribute, class attribute and code object is the one from before."""
-    before = timm_objects()
-    handle = timm_resize.install()
-    assert timm_objects() != before
-    timm.create_model("resnet18", img_size=96, num_classes=2).set_input_size(64)
-    handle.uninstall()
-    assert timm_objects() == before
-
-
-def test_install_nests():
-    """Two installs need two uninstalls; one more is a no-op."""
-    before = timm_objects()
-    with timm_resize.install():
-        with timm_resize.install():
-            pass
-        timm.create_model("resnet18", img_size=96)
-    assert timm_objects() == before
-    timm_resize.uninstall()
-    assert timm_objects() == before
-
-
-def test_install_is_thread_safe():
-    """Many threads installing, creating and uninstalling leave timm as it was."""
-    before = timm_objects()
-    errors = []
-
-    def work():
-        try:
-            for _ in range(20):
-                with timm_resize.install():
-                    model = timm.create_model("resnet18", img_size=96, device="meta")
-                    assert model._traits["resized_img_size"] == (96, 96)
-        except Exception as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=work) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors
-    assert timm_objects() == before
-
-
-def test_install_refuses_a_timm_that_something_else_patched(monkeypatch):
-    """A seam that is not stock's is named, and timm is untouched."""
-    monkeypatch.setattr(_factory, "load_checkpoint", lambda *a, **k: None)
-    before = timm_objects()
-    with pytest.raises(timm_resize.ResizeError, match=r"timm\.models\._factory\.load_checkpoint was replaced"):
-        timm_resize.install()
-    assert timm_objects() == before
-
-
-WITHOUT = """
-import importlib, sys
-import timm
-module, name = sys.argv[1].rsplit(".", 1)
-delattr(importlib.import_module(module), name)
-import timm_resize
-before = {k: id(v) for k, v in vars(timm.models._factory).items()}
-try:
-    timm_resize.install()
-except timm_resize.ResizeError as error:
-    print(error)
-assert before == {k: id(v) for k, v in vars(timm.models._factory).items()}
-assert not hasattr(timm.models.resnet.ResNet, "set_input_size")
-assert timm.models.resnet.resnet10t(num_classes=2).num_classes == 2
-"""
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "timm.models._factory._resolve_model_source",
-        "timm.models._builder.load_pretrained",
-        "timm.models._helpers.load_checkpoint",
-        "timm.models._hub.hf_split",
-        "timm.models._registry._model_to_module",
-    ],
-)
-def test_install_names_what_this_timm_lacks(name):
-    """With a private name of timm gone, the package imports, `install` says which it is, and timm is untouched."""
-    run = subprocess.run(
-        [sys.executable, "-c", WITHOUT, name], cwd=Path(__file__).parents[2], capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout == (
-        f"timm {timm.__version__} has no {name}, which timm_resize relies on. Use timm 1.0.31, or a "
-        "newer timm_resize.\n"
-    )
 
 
 def test_our_create_model_leaves_timm_as_it_is(tmp_path):
@@ -194,52 +73,6 @@ def test_random_weights_where_stock_refuses_the_keyword_are_those_of_no_size():
     theirs = stock("resnet18")
     assert all(torch.equal(t, tensors(theirs)[n]) for n, t in tensors(ours).items())
     assert "img_size" not in ours._model_args
-
-
-def test_the_script_helper_of_timm_is_unchanged(plugin):
-    """`resolve_model_input_args` passes through the same function and still returns the size."""
-    args = resolve_model_input_args("vit_tiny_patch16_224", img_size=96)
-    timm_resize.uninstall()
-    try:
-        assert args == resolve_model_input_args("vit_tiny_patch16_224", img_size=96)
-    finally:
-        timm_resize.install()
-    assert args["img_size"] == 96
-
-
-@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
-def test_models_pickle_and_copy_without_the_method_on_the_instance(name, plugin):
-    """`set_input_size` is on the class: instances deepcopy and pickle, and hold no function of ours."""
-    model = timm.create_model(name, img_size=96, num_classes=2)
-    assert "set_input_size" not in model.__dict__
-    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        twin.set_input_size(64)
-        assert timm_resize.plan_resize(twin).new_size == (64, 64)
-    assert timm_resize.plan_resize(model).new_size == (96, 96)
-
-
-def test_every_model_class_and_wrapper_has_the_method(plugin):
-    """All classes of timm with a classifier, and all feature wrappers, have `set_input_size`."""
-    from timm.models._features import FeatureDictNet, FeatureGetterNet, FeatureHookNet, FeatureListNet
-
-    classes = {
-        c
-        for n, m in sys.modules.items()
-        if n.startswith("timm.models.")
-        for c in vars(m).values()
-        if isinstance(c, type) and issubclass(c, torch.nn.Module) and hasattr(c, "reset_classifier")
-    }
-    assert len(classes) > 80
-    for cls in classes | {FeatureDictNet, FeatureGetterNet, FeatureHookNet, FeatureListNet}:
-        assert callable(getattr(cls, "set_input_size", None)), cls
-
-
-def test_the_method_takes_stock_positional_arguments(plugin):
-    """Positional order is that of the class's stock method."""
-    model = timm.create_model("vit_tiny_patch16_224", depth=1)
-    model.set_input_size((96, 128), 8)
-    assert model.patch_embed.grid_size == (12, 16)
-    assert model.patch_embed.proj.kernel_size == (8, 8)
 
 
 def test_scripting_works_as_before(plugin):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 

@@ -26,7 +26,7 @@ from timm_resize.core.planner import plan_request
 from timm_resize.core.request import make_request
 from timm_resize.errors import CheckpointError, ResizeError, UnsupportedModelError, near_names
 from timm_resize.geometry import parse_size
-from timm_resize.plugin.patch import Function, calling, stock
+from timm_resize.plugin.patch import Function, calling, found, stock
 from timm_resize.weights import fast_init as initial_values
 from timm_resize.weights.checkpoint import load_checkpoint
 from timm_resize.weights.pretrained import PretrainedLoader, from_jax
@@ -104,8 +104,13 @@ def build(
                 drawn_later.close()  # a complete model is resized as any other
             _resize(model, wanted, rest, own, pretrained)
         if path:
-            load_checkpoint(model, path)
+            _load_checkpoint()(model, path)
     return model
+
+
+def _load_checkpoint() -> Function:
+    """Return our `load_checkpoint`, called by whatever somebody put on the name that timm's factory calls."""
+    return calling(_factory.load_checkpoint, {found("timm.models._helpers.load_checkpoint"): load_checkpoint})
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
