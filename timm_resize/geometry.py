@@ -113,3 +113,30 @@ def ceil_div(size: Size, by: int | Size) -> Size:
 def text(size: Size) -> str:
     """Write a size as 'HxW'."""
     return f"{size[0]}x{size[1]}"
+
+
+def short(size: Size) -> str:
+    """Write a size as callers give it: one number for a square, else the pair."""
+    return str(size[0] if size[0] == size[1] else size)
+
+
+def divisible(size: Size, by: int | Size) -> bool:
+    """Whether both sides are whole multiples.
+
+    Example:
+        >>> divisible((64, 48), 16), divisible((64, 48), (16, 32))
+        (True, False)
+    """
+    by_h, by_w = (by, by) if isinstance(by, int) else by
+    return size[0] % by_h == 0 and size[1] % by_w == 0
+
+
+def times(size: Size, by: int | Size) -> Size:
+    """Multiply both sides."""
+    by_h, by_w = (by, by) if isinstance(by, int) else by
+    return size[0] * by_h, size[1] * by_w
+
+
+def left_over(size: Size, used: Size) -> Size:
+    """Return the rows and columns of `size` beyond those `used`."""
+    return size[0] - used[0], size[1] - used[1]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 from timm_resize.errors import ResizeError, near_names
 from timm_resize.geometry import Size, parse_size
 from timm_resize.resample.maps import MODES
@@ -23,6 +25,7 @@ class Request:
         table_mode: Interpolation of bias tables: "geometric" or one of `resample.MODES`.
         constructing: Aim for the structure of the constructor, not for that of `set_input_size`.
         options: Family keywords as given: window_size, window_ratio, always_partition ….
+        copies: Parts of the model that were copied to run for shapes, with their copies, by the part's id.
     """
 
     img_size: Size | None = None
@@ -33,6 +36,7 @@ class Request:
     table_mode: str = "geometric"
     constructing: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    copies: dict[int, tuple[nn.Module, nn.Module]] = field(default_factory=dict, compare=False, repr=False)
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -10,7 +10,7 @@ from torch import nn
 from timm_resize.core.context import Changes, Context
 from timm_resize.core.registry import register
 from timm_resize.errors import ResizeError
-from timm_resize.geometry import Size, floor_div, text
+from timm_resize.geometry import Size, divisible, floor_div, text
 
 STEM_STRIDE = 4
 
@@ -28,10 +28,10 @@ def plan_gcvit(model: GlobalContextVit, ctx: Context) -> Changes:
 
     The number of those layers is part of the weights, so a window is a fixed fraction of the image.
     """
-    stages: list[Any] = ctx.sequence(model, "stages")
+    stages = ctx.sequence(model, "stages")
     units = [STEM_STRIDE * 2**i * 2 ** _pools(stage) for i, stage in enumerate(stages)]  # pixels per window side cell
     for number, unit in enumerate(units, 1):
-        if ctx.new_size[0] % unit or ctx.new_size[1] % unit:
+        if not divisible(ctx.new_size, unit):
             ctx.invalid(f"is not divisible by {unit}, the pixels per token of stage {number}'s global query")
     windows = [floor_div(ctx.new_size, unit) for unit in units]
     _check_asked(ctx, stages, windows)

@@ -13,7 +13,7 @@ from torch import nn
 
 from timm_resize.core.context import Changes, Context
 from timm_resize.core.registry import register
-from timm_resize.handlers.layers.sizes import check_size
+from timm_resize.handlers.size_free import check_size
 
 
 @register(NaFlexVit, sizes="multiples of the patch")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from timm_resize.core.context import Changes, Context
-from timm_resize.core.plan import Rebuild
+from timm_resize.core.context import Changes, Context, Rebuild
 from timm_resize.geometry import Size, ceil_div
 from timm_resize.resample import offset_table, serial
 

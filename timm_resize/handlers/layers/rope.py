@@ -13,8 +13,7 @@ from timm.layers.pos_embed_sincos import (
 )
 from torch import nn
 
-from timm_resize.core.context import Changes, Context
-from timm_resize.core.plan import Reinitialise
+from timm_resize.core.context import Changes, Context, Reinitialise
 from timm_resize.core.registry import register
 from timm_resize.errors import UnsupportedModelError
 from timm_resize.geometry import Size
@@ -67,5 +66,5 @@ def _rebuild(rope: nn.Module, ctx: Context, feat_shape: Size | None, *names: str
         )
     yield from ctx.attribute(rope, feat_shape=feat_shape)
     for name in names:
-        rest = rope._buffers[name].shape[1:]  # type: ignore[union-attr]
-        yield from ctx.buffer(rope, name, (feat_shape[0] * feat_shape[1], *rest), Reinitialise())
+        shape = (feat_shape[0] * feat_shape[1], *rope.get_buffer(name).shape[1:])
+        yield from ctx.buffer(rope, name, shape, Reinitialise())
