@@ -24,6 +24,9 @@ Changes = Generator[Change, None, Any]
 
 T = TypeVar("T")
 
+Returning = Generator[Change, None, T]
+"""The same for a handler that returns a T: `Returning[Grids]`."""
+
 
 @dataclass(frozen=True)
 class Grids:
@@ -126,7 +129,7 @@ class Context:
     @overload
     def visit(self, module: nn.Module, **geometry: Any) -> Changes: ...
     @overload
-    def visit(self, module: nn.Module, returns: type[T], **geometry: Any) -> Generator[Change, None, T]: ...
+    def visit(self, module: nn.Module, returns: type[T], **geometry: Any) -> Returning[T]: ...
     def visit(self, module: nn.Module, returns: type | None = None, **geometry: Any) -> Changes:
         """Hand `module` to its own handler; returns what that returns.
 

@@ -39,14 +39,10 @@ def plan_beit(model: Beit, ctx: Context) -> Changes:
         yield from ctx.visit(block.attn, window_size=grids.new)
 
 
-@register(Attention, state="relative_position_bias_table, where it has one", method="geometric linear")
-def plan_beit_attention(attention: Attention, ctx: Context, *, window_size: Size) -> Changes:
-    """Resample the block's own table; blocks that use the shared one have none."""
-    if attention.relative_position_bias_table is not None:
-        yield from resize_bias_table(attention, ctx, window_size, class_token=True)
-
-
-@register(RelativePositionBias, state="relative_position_bias_table", method="geometric linear")
-def plan_beit_relative_position_bias(bias: RelativePositionBias, ctx: Context, *, window_size: Size) -> Changes:
-    """Resample the table that all blocks share."""
-    yield from resize_bias_table(bias, ctx, window_size, class_token=True)
+@register(
+    Attention, RelativePositionBias, state="relative_position_bias_table, where it has one", method="geometric linear"
+)
+def plan_beit_bias(bias: Attention | RelativePositionBias, ctx: Context, *, window_size: Size) -> Changes:
+    """Resample a table, a block's own or the one that all share; blocks that use the shared one have none."""
+    if bias.relative_position_bias_table is not None:
+        yield from resize_bias_table(bias, ctx, window_size, class_token=True)

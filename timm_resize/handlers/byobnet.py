@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from timm.layers.attention_pool2d import AttentionPool2d
@@ -33,11 +32,9 @@ from timm_resize.resample.sampling import sample_matrix
 
 ATTENTION = (BottleneckAttn, LambdaLayer, HaloAttn, BatNonLocalAttn)
 
-
 RESIDUAL = (BasicBlock, BottleneckBlock, DarkBlock, EdgeBlock, SelfAttnBlock)
 
-
-_NARROW: dict[str, Any] = {"width_factor": 0.25}
+_NARROW = {"width_factor": 0.25}
 
 
 @register(
@@ -104,7 +101,7 @@ def _follow(module: nn.Module, ctx: Context, size: Size) -> Changes:
     return size
 
 
-def _residual(block: Any, ctx: Context, size: Size) -> Changes:
+def _residual(block: BottleneckBlock, ctx: Context, size: Size) -> Changes:
     """Follow a block's main branch, and check that its shortcut comes out alike.
 
     Channel attention (`attn`, `attn_last`) computes on pooled maps and gives the map back as it was.

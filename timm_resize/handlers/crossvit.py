@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import ceil
-from typing import Any
 
 from timm.models.crossvit import CrossVit, PatchEmbed
 
@@ -15,8 +14,7 @@ from timm_resize.handlers.layers.conv_size import map_size
 
 Scales = tuple[float, ...]
 
-
-_SMALL: dict[str, Any] = {"depth": [[1, 1, 0]], "embed_dim": [32, 64], "num_heads": [2, 2]}
+_SMALL = {"depth": [[1, 1, 0]], "embed_dim": [32, 64], "num_heads": [2, 2]}
 
 
 @register(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from timm.models.efficientformer import Attention, EfficientFormer
 from torch import Tensor, nn
@@ -18,7 +16,7 @@ from timm_resize.handlers.layers.offset_bias import offset_index, resize_offset_
 _STOCK_GRID = (7, 7)
 """What the constructor makes at every `img_size`."""
 
-_NARROW: dict[str, Any] = {"num_vit": 2, "mlp_ratios": 1, "embed_dims": (16, 32, 48, 64)}
+_NARROW = {"num_vit": 2, "mlp_ratios": 1, "embed_dims": (16, 32, 48, 64)}
 
 
 @register(

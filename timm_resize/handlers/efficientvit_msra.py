@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-from timm.models.efficientvit_msra import CascadedGroupAttention, EfficientVitMsra, LocalWindowAttention
-from torch import Tensor
+from timm.models.efficientvit_msra import (
+    CascadedGroupAttention,
+    EfficientVitMsra,
+    EfficientVitStage,
+    LocalWindowAttention,
+)
 
 from timm_resize.core.context import Changes, Context, Rebuild
 from timm_resize.core.registry import register
+from timm_resize.handlers.layers.offset_bias import offset_index
 from timm_resize.handlers.layers.square_windows import scaled_side, square_side
 
 CELL = 16
@@ -49,7 +51,7 @@ def plan_efficientvit_msra(model: EfficientVitMsra, ctx: Context) -> Changes:
             yield from ctx.visit(block.mixer.m, resolution=resolution, window=window)
 
 
-def _windows(stages: list[Any], ctx: Context, resolutions: list[int]) -> list[int]:
+def _windows(stages: list[EfficientVitStage], ctx: Context, resolutions: list[int]) -> list[int]:
     """Return the largest window of each stage: given, kept, grown with the map, or the constructor's."""
     given, mixers = ctx.window_sizes(len(stages)), [stage.blocks[0].mixer.m for stage in stages]
     if given:
@@ -79,14 +81,6 @@ def plan_cascaded_group_attention(attention: CascadedGroupAttention, ctx: Contex
     how = ctx.pos_embed((old, old), (resolution, resolution), dim=1)
     yield from ctx.parameter(attention, "attention_biases", how)
     if resolution != old:
-        cells = resolution * resolution
+        rule = Rebuild(offset_index, ((resolution, resolution), 1))
         yield from ctx.attribute(attention, resolution=resolution, attention_bias_cache={})
-        yield from ctx.buffer(attention, "attention_bias_idxs", (cells, cells), Rebuild(_offsets, (resolution,)))
-
-
-def _offsets(side: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return the (side², side²) index |dy| * side + |dx| into the table."""
-    cell = torch.arange(side * side, device=device)
-    y, x = cell // side, cell % side
-    offsets = (y[:, None] - y).abs() * side + (x[:, None] - x).abs()
-    return offsets.to(dtype)
+        yield from ctx.buffer(attention, "attention_bias_idxs", (resolution**2, resolution**2), rule)

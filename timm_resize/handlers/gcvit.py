@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from timm.models.gcvit import GlobalContextVit, GlobalContextVitStage
 from torch import nn
 
@@ -46,7 +44,7 @@ def _pools(stage: GlobalContextVitStage) -> int:
     return sum(isinstance(layer, (nn.MaxPool2d, nn.AvgPool2d)) for layer in stage.global_block.blocks)
 
 
-def _check_asked(ctx: Context, stages: list[Any], windows: list[Size]) -> None:
+def _check_asked(ctx: Context, stages: list[GlobalContextVitStage], windows: list[Size]) -> None:
     """Refuse windows, asked for or to be kept, that the global queries do not have."""
     asked = ctx.window_sizes(len(stages))
     if asked is not None and list(asked) != windows:

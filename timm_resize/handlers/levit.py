@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from timm.models.levit import Attention, AttentionDownsample, ConvNorm, Levit, Stem8, Stem16
 from torch import nn
@@ -14,7 +13,7 @@ from timm_resize.geometry import Size, ceil_div
 from timm_resize.handlers.layers.conv_size import map_size
 from timm_resize.handlers.layers.offset_bias import resize_offset_bias
 
-_SMALL: dict[str, Any] = dict(embed_dim=(32, 48, 64), key_dim=8, num_heads=(2, 3, 4), depth=(1, 1, 1))
+_SMALL = dict(embed_dim=(32, 48, 64), key_dim=8, num_heads=(2, 3, 4), depth=(1, 1, 1))
 
 
 @register(

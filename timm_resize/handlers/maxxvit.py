@@ -25,22 +25,13 @@ from timm_resize.handlers.layers.conv_size import map_size
 PARTITION_RATIO = 32
 """What timm's configurations divide the image by; a feature wrapper no longer has the model's own."""
 
-
-OPTIONS = (
-    "window_size",
-    "grid_size",
-    "partition_ratio",
-    "transformer_window_size",
-    "transformer_grid_size",
-    "transformer_partition_ratio",
-)
+_NAMES = ("window_size", "grid_size", "partition_ratio")
+OPTIONS = (*_NAMES, *(f"transformer_{name}" for name in _NAMES))
 """As `set_input_size` calls them, and as the constructor does."""
 
+_TINY = {"depths": (1, 1, 1, 1), "embed_dim": (32, 32, 32, 64), "stem_width": (8, 32)}
 
-_TINY: dict[str, Any] = {"depths": (1, 1, 1, 1), "embed_dim": (32, 32, 32, 64), "stem_width": (8, 32)}
-
-
-_COAT: dict[str, Any] = {"depths": (1, 1, 2, 1), "embed_dim": (32, 32, 64, 64), "stem_width": (8, 32)}
+_COAT = {"depths": (1, 1, 2, 1), "embed_dim": (32, 32, 64, 64), "stem_width": (8, 32)}
 
 
 @register(
@@ -86,19 +77,18 @@ def plan_maxxvit(model: MaxxVit, ctx: Context) -> Changes:
     yield from _record(model, ctx, partitions, partitioned)
 
 
-@register(PartitionAttentionCl, PartitionAttention2d, state="partition_size, rel_pos", method="follow the partition")
+@register(
+    PartitionAttentionCl,
+    PartitionAttention2d,
+    ParallelPartitionAttention,
+    state="partition_size; one rel_pos, two in parallel blocks",
+    method="follow the partition",
+)
 def plan_partition_attention(layer: PartitionAttentionCl, ctx: Context, *, partition: Size) -> Changes:
-    """Set the window or grid size of one attention and of its position bias."""
+    """Set the window or grid size of an attention and of its position biases; parallel ones share it."""
     yield from ctx.attribute(layer, partition_size=partition)
-    if layer.attn.rel_pos is not None:
-        yield from ctx.visit(layer.attn.rel_pos, window=partition)
-
-
-@register(ParallelPartitionAttention, state="partition_size, two rel_pos", method="follow the partition")
-def plan_parallel_attention(layer: ParallelPartitionAttention, ctx: Context, *, partition: Size) -> Changes:
-    """Set the one partition size that window and grid attention share."""
-    yield from ctx.attribute(layer, partition_size=partition)
-    for attention in (layer.attn_block, layer.attn_grid):
+    parallel = isinstance(layer, ParallelPartitionAttention)
+    for attention in (layer.attn_block, layer.attn_grid) if parallel else (layer.attn,):
         if attention.rel_pos is not None:
             yield from ctx.visit(attention.rel_pos, window=partition)
 
@@ -111,9 +101,6 @@ def _partition_layers(block: nn.Module) -> list[tuple[Any, str]]:
         both = ((block.attn_block, "window_size"), (block.attn_grid, "grid_size"))
         return [(layer, name) for layer, name in both if layer is not None]
     return []
-
-
-# -- the map, block by block ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -148,7 +135,7 @@ def _trace(model: nn.Module, ctx: Context) -> list[_Place]:
     return places
 
 
-def _branches(block: Any, size: Size) -> tuple[Size, Size]:
+def _branches(block: MaxxVitBlock, size: Size) -> tuple[Size, Size]:
     """Return the maps that a block's main branch and its shortcut give.
 
     Padded convolutions round up and unpadded pooling rounds down, so for an odd map the two may differ.
@@ -164,9 +151,6 @@ def _branches(block: Any, size: Size) -> tuple[Size, Size]:
         if shortcut != size:
             break
     return size, shortcut
-
-
-# -- the partitions ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

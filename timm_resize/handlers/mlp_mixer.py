@@ -13,7 +13,6 @@ from timm_resize.resample import token_matrix, token_reader, token_writer
 
 _STATE = "weights and biases over h*w tokens"
 
-
 _METHOD = "the tokens are an image: written by interpolation, read by its (pseudo-)inverse"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from timm.models.mvitv2 import MultiScaleAttention, MultiScaleAttentionPoolFirst, MultiScaleVit
-from torch import Tensor
+from torch import Tensor, nn
 
 from timm_resize.core.context import Changes, Context
 from timm_resize.core.registry import register
@@ -73,7 +73,7 @@ def _old_sizes(attention: MultiScaleAttention | MultiScaleAttentionPoolFirst) ->
     return map_size(attention.pool_q, (h, w)), map_size(attention.pool_k, (h, w))
 
 
-def _stride(pool: Any) -> Size:
+def _stride(pool: nn.Conv2d | None) -> Size:
     return (1, 1) if pool is None else (pool.stride[0], pool.stride[1])
 
 

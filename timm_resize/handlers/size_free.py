@@ -6,63 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from timm.models.convmixer import ConvMixer
-from timm.models.convnext import ConvNeXt
-from timm.models.cpubone import CPUBone
-from timm.models.csatv2 import CSATv2
-from timm.models.cspnet import CspNet
-from timm.models.cspnext import CspNext
-from timm.models.davit import DaVit
-from timm.models.densenet import DenseNet
-from timm.models.dla import DLA
-from timm.models.dpn import DPN
-from timm.models.edgenext import EdgeNeXt
-from timm.models.efficientnet import EfficientNet, EfficientNetFeatures
-from timm.models.efficientvim import EfficientViM
-from timm.models.efficientvit_mit import EfficientVit, EfficientVitLarge
-from timm.models.fasternet import FasterNet
-from timm.models.fastvit import FastVit
-from timm.models.focalnet import FocalNet
-from timm.models.ghostnet import GhostNet
-from timm.models.hgnet import HighPerfGpuNet
+from timm import models
 from timm.models.hieradet_sam2 import HieraDet
-from timm.models.hrnet import HighResolutionNet
-from timm.models.iformer import IFormer
-from timm.models.inception_next import MetaNeXt
-from timm.models.inception_resnet_v2 import InceptionResnetV2
-from timm.models.inception_v3 import InceptionV3
-from timm.models.inception_v4 import InceptionV4
-from timm.models.lcnetv2 import LCNetV2
-from timm.models.lowformer import LowFormer
 from timm.models.mambaout import MambaOut
-from timm.models.metaformer import MetaFormer
-from timm.models.mobilenetv3 import MobileNetV3, MobileNetV3Features
-from timm.models.mobilenetv5 import MobileNetV5, MobileNetV5Encoder
-from timm.models.nasnet import NASNetALarge
-from timm.models.nextvit import NextViT
-from timm.models.nfnet import NormFreeNet
-from timm.models.pnasnet import PNASNet5Large
-from timm.models.pvt_v2 import PyramidVisionTransformerV2
-from timm.models.rdnet import RDNet
-from timm.models.regnet import RegNet
-from timm.models.repghost import RepGhostNet
-from timm.models.repvit import RepVit
-from timm.models.resnet import ResNet
-from timm.models.resnetv2 import ResNetV2
-from timm.models.rexnet import RexNet
-from timm.models.selecsls import SelecSls
-from timm.models.senet import SENet
-from timm.models.sequencer import Sequencer2d
-from timm.models.shvit import SHViT
-from timm.models.starnet import StarNet
-from timm.models.swiftformer import SwiftFormer
-from timm.models.tresnet import TResNet
-from timm.models.twins import Twins
-from timm.models.vgg import VGG
-from timm.models.vovnet import VovNet
-from timm.models.xception import Xception
-from timm.models.xception_aligned import XceptionAligned
-from timm.models.xcit import Xcit
 from torch import Tensor, nn
 
 from timm_resize.core.context import SIZE_ERRORS, Changes, Context
@@ -153,66 +99,68 @@ FROM_75 = Rule("at least 75", minimum=75)
 QUARTERED = Rule("⌈side / 4⌉ % 8", stride=4, cells=8)
 
 RULES: Mapping[type[nn.Module], Rule] = {
-    ConvMixer: SMALL,
-    ConvNeXt: SMALL,
-    CPUBone: ANY,
-    CSATv2: Rule("multiples of 8, at least 64", minimum=64, multiple=8, why="the block of the cosine transform"),
-    CspNet: SMALL,
-    CspNext: ANY,
-    DaVit: ANY,
-    DenseNet: SMALL,
-    DLA: Rule("⌈side / 2⌉ % 16", stride=2, cells=16),
-    DPN: ANY,
-    EdgeNeXt: SMALL,
-    EfficientNet: ANY,
-    EfficientNetFeatures: SMALL,
-    EfficientViM: ANY,
-    EfficientVit: ANY,
-    EfficientVitLarge: ANY,
-    FasterNet: FROM_32,
-    FastVit: ANY,
-    FocalNet: SMALL,
-    GhostNet: SMALL,
+    models.ConvMixer: SMALL,
+    models.ConvNeXt: SMALL,
+    models.CPUBone: ANY,
+    models.CSATv2: Rule("multiples of 8, at least 64", minimum=64, multiple=8, why="the block of the cosine transform"),
+    models.CspNet: SMALL,
+    models.CspNext: ANY,
+    models.DaVit: ANY,
+    models.DenseNet: SMALL,
+    models.DLA: Rule("⌈side / 2⌉ % 16", stride=2, cells=16),
+    models.DPN: ANY,
+    models.EdgeNeXt: SMALL,
+    models.EfficientNet: ANY,
+    models.EfficientNetFeatures: SMALL,
+    models.EfficientViM: ANY,
+    models.EfficientVit: ANY,
+    models.EfficientVitLarge: ANY,
+    models.FasterNet: FROM_32,
+    models.FastVit: ANY,
+    models.FocalNet: SMALL,
+    models.GhostNet: SMALL,
     HieraDet: QUARTERED,
-    HighPerfGpuNet: ANY,
-    HighResolutionNet: QUARTERED,
-    IFormer: ANY,
-    InceptionResnetV2: FROM_75,
-    InceptionV3: FROM_75,
-    InceptionV4: FROM_75,
-    LCNetV2: ANY,
-    LowFormer: ANY,
+    models.HighPerfGpuNet: ANY,
+    models.HighResolutionNet: QUARTERED,
+    models.IFormer: ANY,
+    models.InceptionResnetV2: FROM_75,
+    models.InceptionV3: FROM_75,
+    models.InceptionV4: FROM_75,
+    models.LCNetV2: ANY,
+    models.LowFormer: ANY,
     MambaOut: ANY,
-    MetaFormer: SMALL,
-    MetaNeXt: FROM_32,
-    MobileNetV3: SMALL,
-    MobileNetV3Features: SMALL,
-    MobileNetV5: ANY,
-    MobileNetV5Encoder: ANY,
-    NASNetALarge: SMALL,
-    NextViT: SMALL,
-    NormFreeNet: ANY,
-    PNASNet5Large: SMALL,
-    PyramidVisionTransformerV2: SMALL,
-    RDNet: FROM_32,
-    RegNet: ANY,
-    RepGhostNet: ANY,
-    RepVit: ANY,
-    ResNetV2: SMALL,
-    RexNet: ANY,
-    SelecSls: ANY,
-    SENet: SMALL,
-    Sequencer2d: SMALL,
-    SHViT: ANY,
-    StarNet: ANY,
-    SwiftFormer: ANY,
-    TResNet: Rule("multiples of 4, at least 28", multiple=4, why="the stem's space-to-depth block", forward=True),
-    Twins: SMALL,
-    VGG: FROM_32,
-    VovNet: SMALL,
-    Xception: SMALL,
-    XceptionAligned: ANY,
-    Xcit: SMALL,
+    models.MetaFormer: SMALL,
+    models.MetaNeXt: FROM_32,
+    models.MobileNetV3: SMALL,
+    models.MobileNetV3Features: SMALL,
+    models.MobileNetV5: ANY,
+    models.MobileNetV5Encoder: ANY,
+    models.NASNetALarge: SMALL,
+    models.NextViT: SMALL,
+    models.NormFreeNet: ANY,
+    models.PNASNet5Large: SMALL,
+    models.PyramidVisionTransformerV2: SMALL,
+    models.RDNet: FROM_32,
+    models.RegNet: ANY,
+    models.RepGhostNet: ANY,
+    models.RepVit: ANY,
+    models.ResNetV2: SMALL,
+    models.RexNet: ANY,
+    models.SelecSls: ANY,
+    models.SENet: SMALL,
+    models.Sequencer2d: SMALL,
+    models.SHViT: ANY,
+    models.StarNet: ANY,
+    models.SwiftFormer: ANY,
+    models.TResNet: Rule(
+        "multiples of 4, at least 28", multiple=4, why="the stem's space-to-depth block", forward=True
+    ),
+    models.Twins: SMALL,
+    models.VGG: FROM_32,
+    models.VovNet: SMALL,
+    models.Xception: SMALL,
+    models.XceptionAligned: ANY,
+    models.Xcit: SMALL,
 }
 
 
@@ -229,11 +177,11 @@ for _rule in dict.fromkeys(RULES.values()):
 
 
 @register(
-    ResNet,
+    models.ResNet,
     sizes="any; with average-pool antialiasing the stem's map % 8; with blur pooling from 17",
     examples={"resnet18": {"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128)}},
 )
-def plan_resnet(model: ResNet, ctx: Context) -> Changes:
+def plan_resnet(model: models.ResNet, ctx: Context) -> Changes:
     """Check what the pools of antialiased variants can take.
 
     With `aa_layer` an average pool, a block's main branch floors where its shortcut rounds up, so a stage must

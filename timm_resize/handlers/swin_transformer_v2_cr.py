@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-
 import torch
 from timm.models.swin_transformer_v2_cr import (
     PatchEmbed,
@@ -13,7 +11,7 @@ from timm.models.swin_transformer_v2_cr import (
 )
 from torch import Tensor, nn
 
-from timm_resize.core.context import Change, Changes, Context, Grids, Rebuild
+from timm_resize.core.context import Changes, Context, Grids, Rebuild, Returning
 from timm_resize.core.registry import register
 from timm_resize.geometry import Size
 from timm_resize.handlers.layers.patch_embed import plan_patch_embed
@@ -22,12 +20,11 @@ from timm_resize.handlers.layers.windows import OPTIONS, Windows, plan_block, pl
 DEFAULT_RATIO = 8
 """`window_ratio` of the constructor: windows are an eighth of the patch grid."""
 
-
 SMALL = {"embed_dim": 16, "num_heads": (1, 2, 2, 2)}
 
 
 @register(PatchEmbed, state="img_size, grid_size, num_patches", sizes="floored to the patch; dropped pixels warned of")
-def plan_patch_embed_cr(embed: PatchEmbed, ctx: Context) -> Generator[Change, None, Grids]:
+def plan_patch_embed_cr(embed: PatchEmbed, ctx: Context) -> Returning[Grids]:
     """Set the sizes, as for timm's `PatchEmbed`, whose attributes this one has."""
     return (yield from plan_patch_embed(embed, ctx))
 

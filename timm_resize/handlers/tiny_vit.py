@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from timm.models.tiny_vit import Attention, TinyVit, TinyVitBlock, TinyVitStage
+from timm.models.tiny_vit import Attention, ConvLayer, TinyVit, TinyVitBlock, TinyVitStage
 
 from timm_resize.core.context import Changes, Context
 from timm_resize.core.registry import register
@@ -12,7 +10,7 @@ from timm_resize.geometry import Size
 from timm_resize.handlers.layers.offset_bias import resize_offset_bias
 from timm_resize.handlers.layers.square_windows import scaled_side, square_side
 
-_NARROW: dict[str, Any] = {"embed_dims": (32, 32, 64, 64), "num_heads": (1, 1, 2, 2)}
+_NARROW = {"embed_dims": (32, 32, 64, 64), "num_heads": (1, 1, 2, 2)}
 
 
 @register(
@@ -42,7 +40,7 @@ def plan_tiny_vit(model: TinyVit, ctx: Context) -> Changes:
         ctx.record(built=True, window_sizes=windows)
 
 
-def _window(stage: Any, ctx: Context) -> int:
+def _window(stage: TinyVitStage | ConvLayer, ctx: Context) -> int:
     """Return the window that the policy gives a stage; 7 for a stage without attention, as the constructor."""
     if not isinstance(stage, TinyVitStage):
         return 7

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-
 from timm.models.tnt import TNT, PixelEmbed
 
-from timm_resize.core.context import Change, Changes, Context, Grids
+from timm_resize.core.context import Changes, Context, Grids, Returning
 from timm_resize.core.registry import register
 from timm_resize.geometry import ceil_div, floor_div, text
 from timm_resize.handlers.layers.patch_embed import plan_patch_embed
@@ -30,7 +28,7 @@ def plan_tnt(model: TNT, ctx: Context) -> Changes:
 
 
 @register(PixelEmbed, state="img_size, grid_size, num_patches", sizes="floored to the patch; dropped pixels warned of")
-def plan_pixel_embed(embed: PixelEmbed, ctx: Context) -> Generator[Change, None, Grids]:
+def plan_pixel_embed(embed: PixelEmbed, ctx: Context) -> Returning[Grids]:
     """Set the sizes, as for timm's `PatchEmbed`, whose attributes this one has.
 
     The legacy kind cuts patches from the strided map, whose sides are rounded up, so a few sizes give forward one

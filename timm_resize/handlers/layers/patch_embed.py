@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from typing import Any
 
 import torch
 from timm.layers import HybridEmbed, PatchEmbed
 from torch import nn
 
-from timm_resize.core.context import Change, Changes, Context, Grids
+from timm_resize.core.context import Changes, Context, Grids, Returning
 from timm_resize.core.registry import register
 from timm_resize.geometry import Size, ceil_div, divisible, floor_div, left_over, short, text, times
 from timm_resize.handlers.layers.feature_info import plan_reductions
@@ -17,7 +16,7 @@ from timm_resize.handlers.layers.feature_info import plan_reductions
 
 def plan_grids(
     model: nn.Module, embed: nn.Module, ctx: Context, *, growth: int = 1, **interpolation: Any
-) -> Generator[Change, None, Grids]:
+) -> Returning[Grids]:
     """Visit the patch embedding of `model` and set the pixels per cell in `feature_info`; returns the grids.
 
     Args:
@@ -41,7 +40,7 @@ def plan_patch_embed(
     mode: str = "bicubic",
     antialias: bool = True,
     align_corners: bool | None = None,
-) -> Generator[Change, None, Grids]:
+) -> Returning[Grids]:
     """Set the sizes; returns the grids, the new one as `forward` makes it.
 
     With `dynamic_img_pad` forward pads, so the grid it makes is the ceiling, while stock's `grid_size` is the floor.
@@ -108,7 +107,7 @@ def plan_hybrid_embed(
     mode: str = "bicubic",
     antialias: bool = True,
     align_corners: bool | None = None,
-) -> Generator[Change, None, Grids]:
+) -> Returning[Grids]:
     """Set the sizes from a dry run of the backbone on the meta device; returns as `plan_patch_embed`."""
     patch, old = ctx.request.patch_size or tuple(embed.patch_size), tuple(embed.grid_size)
     feature = ctx.output_size(embed.backbone, channels=embed.in_chans)

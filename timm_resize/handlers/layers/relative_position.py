@@ -49,7 +49,7 @@ def rebuild_index(owner: nn.Module, ctx: Context, window: Size, *, class_token: 
 
 
 def relative_position_index(
-    window: Size, class_token: bool = False, flat: bool = False, *, device: Any, dtype: Any
+    window: Size, class_token: bool = False, flat: bool = False, *, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
     """Return for each pair of cells (area, area) the row of a table over offsets, row-major.
 

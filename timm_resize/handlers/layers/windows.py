@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from timm_resize.core.context import Change, Changes, Context, Grids, Rebuild
+from timm_resize.core.context import Changes, Context, Grids, Rebuild, Returning
 from timm_resize.errors import InvalidSizeError
 from timm_resize.geometry import Size, ceil_div, stage_sizes, text, times
 from timm_resize.handlers.layers.feature_info import feature_rows
@@ -18,9 +18,7 @@ from timm_resize.resample import serial
 
 Windows = tuple[Size, ...]
 
-
 ConstructorWindows = Callable[[nn.Module, Windows, Size, Size], Windows]
-
 
 OPTIONS = ("window_size", "window_ratio", "always_partition")
 
@@ -35,7 +33,7 @@ class Placed:
 
 def plan_stages(
     model: nn.Module, ctx: Context, stages: Sequence[Any], grids: Grids, constructor: ConstructorWindows | None = None
-) -> Generator[Change, None, Windows]:
+) -> Returning[Windows]:
     """Give every stage its map and every block its window; returns the window of each stage.
 
     Args:
@@ -97,9 +95,7 @@ def _plan_blocks(stage: Any, ctx: Context, feat: Size, window: Size, forgotten: 
             )
 
 
-def plan_block(
-    block: Any, ctx: Context, *, feat_size: Size, window_size: Size, shift_size: Size
-) -> Generator[Change, None, Placed]:
+def plan_block(block: Any, ctx: Context, *, feat_size: Size, window_size: Size, shift_size: Size) -> Returning[Placed]:
     """Set a block's map, window, shift and mask; returns the window and shift it uses. Each Swin registers it.
 
     `window_size` and `shift_size` are what its stage asks for: unless `always_partition`, an axis whose map is no
@@ -147,7 +143,7 @@ def wraps(feat: Size, window: Size, shift: Size) -> bool:
     return any(s > 0 and n % w not in (0, s) for n, w, s in zip(feat, window, shift, strict=True))
 
 
-def shifted_window_mask(padded: Size, window: Size, shift: Size, *, device: Any, dtype: Any) -> Tensor:
+def shifted_window_mask(padded: Size, window: Size, shift: Size, *, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return the attention mask (windows, area, area): -100 between cells of different regions, else 0.
 
     On each axis of the rolled and padded map the last `shift` cells are a region of their own: they wrapped round.
@@ -172,9 +168,6 @@ def shifted_window_mask(padded: Size, window: Size, shift: Size, *, device: Any,
         for part in serial.cut(windows):
             part.copy_(values)
     return mask.reshape(count[0] * count[1], window[0] * window[1], -1)
-
-
-# -- which window each stage takes -----------------------------------------------------------
 
 
 def _explicit_windows(model: nn.Module, ctx: Context, count: int, grid: Size) -> Windows | None:
@@ -265,9 +258,6 @@ def _held_window(blocks: list[Any], first: Size | None) -> Size:
 def _resolution(block: Any) -> str:
     """Return the name of the attribute that holds a block's map."""
     return "feat_size" if hasattr(block, "feat_size") else "input_resolution"
-
-
-# -- arithmetic of one block -----------------------------------------------------------------
 
 
 def _clip(feat: Size, window: Size, shift: Size) -> tuple[Size, Size]:
