@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from timm_resize.core.context import Changes, Context, Rebuild
 from timm_resize.geometry import Size
-from timm_resize.resample import serial
 
 TOKEN_ROWS = 3
 """Last rows of a table, where there is a class token: token to patch, patch to token, token to itself."""
@@ -65,13 +64,13 @@ def relative_position_index(
     rows, columns = (torch.arange(side, device=device, dtype=dtype) for side in window)
     down = rows[:, None] - rows[None, :] + window[0] - 1
     right = columns[:, None] - columns[None, :] + window[1] - 1
-    cells = serial.added(down[:, None, :, None] * (2 * window[1] - 1), right[None, :, None, :])
+    cells = down[:, None, :, None] * (2 * window[1] - 1) + right[None, :, None, :]
     cells = cells.reshape(window[0] * window[1], -1)
     if class_token:
         pairs, offsets = cells.new_empty(len(cells) + 1, len(cells) + 1), (2 * window[0] - 1) * (2 * window[1] - 1)
         pairs[0, :] = offsets  # class token to patch
         pairs[:, 0] = offsets + 1  # patch to class token
         pairs[0, 0] = offsets + 2
-        serial.copy_(pairs[1:, 1:], cells)
+        pairs[1:, 1:] = cells
         cells = pairs
     return cells.reshape(-1) if flat else cells

@@ -14,7 +14,6 @@ from timm_resize.core.context import Changes, Context, Grids, Rebuild, Returning
 from timm_resize.errors import InvalidSizeError
 from timm_resize.geometry import Size, ceil_div, stage_sizes, text, times
 from timm_resize.handlers.layers.feature_info import feature_rows
-from timm_resize.resample import serial
 
 Windows = tuple[Size, ...]
 
@@ -162,11 +161,8 @@ def shifted_window_mask(padded: Size, window: Size, shift: Size, *, device: torc
         apart.append(values.masked_fill_(wrapped[:, None] != wrapped[None, :], -100.0))
     rows, columns = apart[0][:, None, :, None], apart[1][None, :, None, :]
     count = padded[0] // window[0], padded[1] // window[1]
-    mask = serial.zeros((*count, *window, *window), device=device, dtype=dtype)
-    for windows, values in ((mask[-1], rows), (mask[:, -1], columns), (mask[-1, -1:], torch.minimum(rows, columns))):
-        values = values.expand(*window, *window).contiguous()
-        for part in serial.cut(windows):
-            part.copy_(values)
+    mask = torch.zeros(*count, *window, *window, device=device, dtype=dtype)
+    mask[-1], mask[:, -1], mask[-1, -1] = rows, columns, torch.minimum(rows, columns)
     return mask.reshape(count[0] * count[1], window[0] * window[1], -1)
 
 
