@@ -17,7 +17,7 @@ from timm_resize.core.plan import MISSING, Change, ResizePlan, same_value
 from timm_resize.core.registry import Handler
 from timm_resize.core.request import Request, ResizeOptions, make_request, nothing_asked
 from timm_resize.errors import InvalidSizeError, ResizeError, UnsupportedModelError
-from timm_resize.geometry import Size, SizeLike
+from timm_resize.geometry import Size, SizeLike, short
 
 
 def plan_to(root: nn.Module, img_size: SizeLike | None = None, **options: Unpack[ResizeOptions]) -> ResizePlan:
@@ -122,7 +122,7 @@ def _bookkeeping(ctx: Context, root: nn.Module, new: Size) -> list[Change]:
 def _refused(root: nn.Module, request: Request, new: Size, reason: str) -> InvalidSizeError:
     name = type(root).__name__
     near = nearest_valid(root, request, new, clean=True) or nearest_valid(root, request, new, clean=False)
-    names = " or ".join(str(s[0] if new[0] == new[1] and s[0] == s[1] else s) for s in sorted(near))
+    names = " or ".join(short(s) if new[0] == new[1] else str(s) for s in sorted(near))
     advice = f"Use {names}." if near else "No valid size was found near it."
     text = f"{name}: img_size={new} {reason}. {advice}"
     return InvalidSizeError(text, model=name, argument="img_size", value=new, nearest=near)
