@@ -123,6 +123,20 @@ def test_size_that_does_not_run():
         measure(model, 256)
 
 
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("full"), MemoryError("full")])
+def test_memory_that_runs_out_is_not_a_wrong_size(error):
+    """It passes as it is."""
+    model = on_meta("vit_tiny_patch16_224", depth=1)
+
+    def fail(*_):
+        raise error
+
+    model.blocks[0].register_forward_pre_hook(fail)
+    with pytest.raises(type(error), match="full") as caught:
+        measure(model)
+    assert caught.value is error
+
+
 def test_table_text():
     """The table sets both sides beside their ratio, with two bytes a score in half precision."""
     a = Cost((224, 224), (3136, 784), 2_000_000_000, 5_000_000, (2**20, 2**18))

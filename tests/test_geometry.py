@@ -116,7 +116,8 @@ def test_errors_name_the_argument_and_the_model():
     with pytest.raises(ValueError, match=r"^Swin: window_size='7' is a str, .* Use window_size=224 for") as error:
         parse_size("7", "window_size", "Swin")
     assert isinstance(error.value, ResizeError)
-    assert error.value.__suppress_context__
+    assert error.value.__context__ is None
+    assert (error.value.model, error.value.argument, error.value.value) == ("Swin", "window_size", "7")
 
 
 @pytest.mark.parametrize(

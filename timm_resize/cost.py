@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from timm_resize.core.copies import meta_copy
 from timm_resize.core.find import current_size, find_model
 from timm_resize.errors import ResizeError
-from timm_resize.geometry import Size, ceil_div, parse_size, text
+from timm_resize.geometry import Size, SizeLike, ceil_div, parse_size, text
 
 _aten = torch.ops.aten
 
@@ -46,7 +46,7 @@ class Cost:
     attention: tuple[int, ...]
 
 
-def measure(model: nn.Module, img_size: Any = None) -> Cost:
+def measure(model: nn.Module, img_size: SizeLike | None = None) -> Cost:
     """Run `model` on one image on the meta device and count. Reads the model only.
 
     Args:
@@ -66,24 +66,28 @@ def measure(model: nn.Module, img_size: Any = None) -> Cost:
     name = type(root).__name__
     size = current_size(root) if img_size is None else parse_size(img_size, "img_size", name)
     if size is None:
-        raise ResizeError(f"{name}: img_size=None and the model records no size. Give img_size=224.")
-    twin = meta_copy(root).eval().requires_grad_(False)
-    weight = next((p for p in twin.parameters() if p.is_floating_point()), torch.empty(0))
-    image = torch.empty(1, _channels(twin), *size, device="meta", dtype=weight.dtype)
+        message = f"{name}: img_size=None and the model records no size. Give img_size=224."
+        raise ResizeError(message, model=name, argument="img_size")
+    copy = meta_copy(root).eval().requires_grad_(False)
+    weight = next((p for p in copy.parameters() if p.is_floating_point()), torch.empty(0))
+    image = torch.empty(1, _channels(copy), *size, device="meta", dtype=weight.dtype)
     scores = _Scores()
     # On the meta device scaled_dot_product_attention is two products and a softmax, which both counters see.
-    with torch.no_grad(), _positions(twin) as tokens:
+    with torch.no_grad(), _positions(copy) as tokens:
         try:
             with scores, FlopCounterMode(display=False) as flops:
-                twin(image)
+                copy(image)
+        except torch.cuda.OutOfMemoryError:  # a RuntimeError that says nothing of the size
+            raise
         except (RuntimeError, ValueError, AssertionError, IndexError) as error:
             reason = " ".join(str(error).split())
-            raise ResizeError(f"{name}: img_size={size} cannot be measured on the meta device: {reason}.") from None
+            message = f"{name}: img_size={size} cannot be measured on the meta device: {reason}."
+            raise ResizeError(message, model=name, argument="img_size", value=size) from None
     return Cost(
         img_size=size,
-        tokens=tuple(tokens) or _by_reduction(twin, size),
+        tokens=tuple(tokens) or _by_reduction(copy, size),
         flops=flops.get_total_flops(),
-        parameters=sum(p.numel() for p in twin.parameters()),
+        parameters=sum(p.numel() for p in copy.parameters()),
         attention=tuple(scores.attention()),
     )
 
@@ -100,7 +104,7 @@ def _positions(model: nn.Module) -> Iterator[list[int]]:
     hooks = []
 
     def watch(module: nn.Module, channels: int) -> None:
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
+        def hook(_: nn.Module, __: object, output: object) -> None:
             tensor = output[0] if isinstance(output, (tuple, list)) else output
             if isinstance(tensor, Tensor) and channels in tensor.shape[1:]:
                 count = tensor.numel() // channels  # whatever the layout: NCHW, NHWC, NLC
@@ -127,7 +131,7 @@ def _by_reduction(model: nn.Module, size: Size) -> tuple[int, ...]:
 
 
 def _features(model: nn.Module) -> list[dict[str, Any]]:
-    info: Any = getattr(model, "feature_info", None) or []
+    info = getattr(model, "feature_info", None) or []
     return list(getattr(info, "info", info))
 
 

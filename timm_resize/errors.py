@@ -3,11 +3,44 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class ResizeError(ValueError):
-    """A resize that cannot be done as asked. Nothing was changed."""
+    """A resize that cannot be done as asked. Nothing was changed.
+
+    The message says it all; the fields are for programs, each empty where the error is not about one argument.
+
+    Attributes:
+        model: Type name of the model, as the message starts.
+        argument: Name of the argument that cannot be.
+        value: What was given.
+        nearest: Values that work, nearest first, as far as they were looked for.
+
+    Example:
+        >>> import timm, timm_resize
+        >>> model = timm.create_model("vit_tiny_patch16_224", device="meta")
+        >>> try:
+        ...     timm_resize.plan_resize(model, 8)
+        ... except timm_resize.InvalidSizeError as error:
+        ...     error.argument, error.value, error.nearest
+        ('img_size', (8, 8), ((16, 16),))
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        model: str = "",
+        argument: str = "",
+        value: object = None,
+        nearest: Sequence[object] = (),
+    ) -> None:
+        super().__init__(message)
+        self.model = model
+        self.argument = argument
+        self.value = value
+        self.nearest = tuple(nearest)
 
 
 class InvalidSizeError(ResizeError):

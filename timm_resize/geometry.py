@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import SupportsIndex
 
 from timm_resize.errors import InvalidSizeError
 
 Size = tuple[int, int]
 """Height and width, in that order, in pixels or in grid cells."""
 
+SizeLike = int | Sequence[int]
+"""A size as callers give it: one side of a square, or (H, W)."""
 
-def _side(value: Any) -> int:
+
+def _side(value: object) -> int:
     """Return `value` as an int, or raise TypeError; bools, floats and strings are not sides."""
-    if isinstance(value, bool) or type(value).__name__ == "bool_" or str(getattr(value, "dtype", "")) == "torch.bool":
+    truth = (
+        isinstance(value, bool) or type(value).__name__ == "bool_" or str(getattr(value, "dtype", "")) == "torch.bool"
+    )
+    if truth or not isinstance(value, SupportsIndex):
         raise TypeError
     return operator.index(value)
 
@@ -23,7 +29,7 @@ LARGEST = 1_000_000
 """Pixels of a side beyond which a size is a mistake: a million by a million is more than any address space takes."""
 
 
-def parse_size(value: Any, name: str = "img_size", owner: str = "timm_resize") -> Size:
+def parse_size(value: object, name: str = "img_size", owner: str = "timm_resize") -> Size:
     """Read an int or an (H, W) pair as a size.
 
     Args:
@@ -42,25 +48,28 @@ def parse_size(value: Any, name: str = "img_size", owner: str = "timm_resize") -
         ((224, 224), (192, 256))
     """
     wanted = f"Use {name}=224 for a square, or {name}=(192, 256) for height and width."
-    is_pair = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-    if not is_pair and getattr(value, "ndim", 0) == 1:  # NumPy or PyTorch vector
-        value, is_pair = list(value), True
-    sides = list(value) if is_pair else [value, value]
+    value = _listed(value)
+    sides = list(value) if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else [value, value]
+    odd = [side for side in sides if not _is_side(side)]
     if len(sides) != 2:
-        raise InvalidSizeError(f"{owner}: {name}={value!r} has {len(sides)} numbers, not (height, width). {wanted}")
-    try:
-        height, width = _side(sides[0]), _side(sides[1])
-    except (TypeError, ValueError, RuntimeError):
-        kind = type(next((s for s in sides if not _is_side(s)), value)).__name__
-        raise InvalidSizeError(f"{owner}: {name}={value!r} is a {kind}, not whole pixels. {wanted}") from None
-    if height < 1 or width < 1:
-        raise InvalidSizeError(f"{owner}: {name}={value!r} has a side below 1. {wanted}")
-    if height > LARGEST or width > LARGEST:
-        raise InvalidSizeError(f"{owner}: {name}={value!r} has a side above {LARGEST}. {wanted}")
-    return height, width
+        reason = f"has {len(sides)} numbers, not (height, width)"
+    elif odd:
+        reason = f"is a {type(odd[0]).__name__}, not whole pixels"
+    elif min(map(_side, sides)) < 1:
+        reason = "has a side below 1"
+    elif max(map(_side, sides)) > LARGEST:
+        reason = f"has a side above {LARGEST}"
+    else:
+        return _side(sides[0]), _side(sides[1])
+    raise InvalidSizeError(f"{owner}: {name}={value!r} {reason}. {wanted}", model=owner, argument=name, value=value)
 
 
-def _is_side(value: Any) -> bool:
+def _listed(value: object) -> object:
+    """Return a vector of NumPy or PyTorch as a list, anything else as it is."""
+    return list(value) if isinstance(value, Iterable) and getattr(value, "ndim", 0) == 1 else value
+
+
+def _is_side(value: object) -> bool:
     try:
         _side(value)
     except (TypeError, ValueError, RuntimeError):
@@ -68,7 +77,7 @@ def _is_side(value: Any) -> bool:
     return True
 
 
-def stage_sizes(value: Any, stages: int, name: str = "window_size", owner: str = "timm_resize") -> tuple[Size, ...]:
+def stage_sizes(value: object, stages: int, name: str = "window_size", owner: str = "timm_resize") -> tuple[Size, ...]:
     """Expand an int, one (h, w) pair, or one of either per stage to a pair per stage.
 
     timm reads a flat sequence of two ints as one (h, w) for all stages; so do we.
@@ -80,15 +89,18 @@ def stage_sizes(value: Any, stages: int, name: str = "window_size", owner: str =
         >>> stage_sizes((8, 4), 2), stage_sizes([7, 7, 14], 3)
         (((8, 4), (8, 4)), ((7, 7), (7, 7), (14, 14)))
     """
-    if getattr(value, "ndim", 0) == 1:  # NumPy or PyTorch vector
-        value = list(value)
-    one_for_all = not isinstance(value, Sequence) or (len(value) == 2 and all(_is_side(v) for v in value))
-    if isinstance(value, (str, bytes)) or one_for_all:
+    value = _listed(value)
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        return (parse_size(value, name, owner),) * stages
+    if len(value) == 2 and all(map(_is_side, value)):
         return (parse_size(value, name, owner),) * stages
     if len(value) != stages:
         raise InvalidSizeError(
             f"{owner}: {name}={value!r} has {len(value)} entries for {stages} stages. "
-            f"Use one int, one (h, w), or {stages} of them."
+            f"Use one int, one (h, w), or {stages} of them.",
+            model=owner,
+            argument=name,
+            value=value,
         )
     return tuple(parse_size(v, name, owner) for v in value)
 
@@ -113,3 +125,30 @@ def ceil_div(size: Size, by: int | Size) -> Size:
 def text(size: Size) -> str:
     """Write a size as 'HxW'."""
     return f"{size[0]}x{size[1]}"
+
+
+def short(size: Size) -> str:
+    """Write a size as callers give it: one number for a square, else the pair."""
+    return str(size[0] if size[0] == size[1] else size)
+
+
+def divisible(size: Size, by: int | Size) -> bool:
+    """Whether both sides are whole multiples.
+
+    Example:
+        >>> divisible((64, 48), 16), divisible((64, 48), (16, 32))
+        (True, False)
+    """
+    by_h, by_w = (by, by) if isinstance(by, int) else by
+    return size[0] % by_h == 0 and size[1] % by_w == 0
+
+
+def times(size: Size, by: int | Size) -> Size:
+    """Multiply both sides."""
+    by_h, by_w = (by, by) if isinstance(by, int) else by
+    return size[0] * by_h, size[1] * by_w
+
+
+def left_over(size: Size, used: Size) -> Size:
+    """Return the rows and columns of `size` beyond those `used`."""
+    return size[0] - used[0], size[1] - used[1]

@@ -4,50 +4,55 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from timm_resize.core.apply import refuse_running
 from timm_resize.core.buffers import new_buffers
 from timm_resize.core.copies import own, shallow_copy
 from timm_resize.core.find import current_size, find_model
 from timm_resize.core.history import touched
 from timm_resize.core.memory import check_memory
 from timm_resize.core.plan import ResizePlan
-from timm_resize.core.planner import plan_request
-from timm_resize.core.request import make_request
-from timm_resize.core.transaction import Transaction, set_attribute, writing
+from timm_resize.core.planner import plan_to
+from timm_resize.core.request import ResizeOptions, make_request
+from timm_resize.core.transaction import resizing, set_attribute, write_all
 from timm_resize.core.values import like_parameter, model_writes
 from timm_resize.errors import ResizeError
-from timm_resize.geometry import Size, parse_size
+from timm_resize.geometry import Size, SizeLike, parse_size
 from timm_resize.resample import Resample
 
+Tensors = Mapping[str, Tensor | None]
 
-@dataclass
-class _View:
+Read = list[tuple[Tensor | None, tuple[object, ...]]]
+"""Tensors with their versions and places, which tell whether they have changed since."""
+
+
+@dataclass(frozen=True)
+class _Kept:
     """A size's plan, what its tensors were computed from, and the model that holds them.
 
     Attributes:
         plan: From the canonical model to the size.
-        copied: Path → canonical module, for every module that the view copies: changed ones and what holds them.
+        copied: Path → canonical module, for every module that the model copies: changed ones and what holds them.
         seen: For each of these, the values of its `__dict__` and its children and tensors when it was copied.
-        read: The canonical tensors that the plan changes, with their versions and places when they were read.
+        read: The canonical tensors that the plan changes, as they were when they were read.
         tensors: Key → resampled parameter or rebuilt buffer.
-        model: The copy; None while the next is being made.
+        model: The copy.
     """
 
     plan: ResizePlan
     copied: dict[str, nn.Module]
-    seen: list[list[Any]] = field(default_factory=list)
-    read: list[Any] = field(default_factory=list)
-    tensors: dict[str, Tensor | None] = field(default_factory=dict)
-    model: nn.Module | None = None
+    seen: list[list[object]]
+    read: Read
+    tensors: Tensors
+    model: nn.Module
 
     @property
     def nbytes(self) -> int:
@@ -57,14 +62,24 @@ class _View:
         }
         return sum(distinct.values())
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether nothing that the model was made from has changed since."""
+        return all(map(_unchanged, self.copied.values(), self.seen)) and all(
+            _place_of(tensor) == place for tensor, place in self.read
+        )
+
 
 class MultiSize(nn.Module):
     """Run one model at many image sizes, each as if it had been resized to it.
 
     Per size only what depends on the size exists, derived from the model's own tensors: on first use, kept up to
     `max_bytes` (the least recently used go first), and derived anew when a weight changes. Everything else is shared,
-    running statistics included: a size's view copies module objects, not tensors. Two threads may run two sizes, or the
-    same, at once.
+    running statistics included: a size's model copies module objects, not tensors.
+
+    For serving while sizes change: threads may run any sizes at once. A forward keeps what it runs on, so first uses of
+    other sizes, evictions and `clear()` do not disturb it. What writes to the weights (a step of an optimizer, a
+    `load_state_dict`, a resize of the model itself) does, as it would without this class.
 
     While gradients are recorded, those of every size flow through the (linear) resampling into the model's one
     Parameter, so training at several sizes, multi-crop included, works for every family. Parameters and state dict
@@ -84,14 +99,15 @@ class MultiSize(nn.Module):
         (6, 10)
     """
 
-    def __init__(self, model: nn.Module, *, max_bytes: int = 1 << 28, **options: Any) -> None:
+    def __init__(self, model: nn.Module, *, max_bytes: int = 1 << 28, **options: Unpack[ResizeOptions]) -> None:
         """Check that the model can be resized; nothing is computed yet."""
         super().__init__()
         if not isinstance(max_bytes, int) or max_bytes < 0:
-            raise ResizeError(f"MultiSize: max_bytes={max_bytes!r} is not a number of bytes. Use 2**28 for 256 MiB.")
+            text = f"MultiSize: max_bytes={max_bytes!r} is not a number of bytes. Use 2**28 for 256 MiB."
+            raise ResizeError(text, model="MultiSize", argument="max_bytes", value=max_bytes)
         self.model = find_model(model)
         self.max_bytes = max_bytes
-        self.options = dict(options)
+        self.options = options
         make_request(type(self.model).__name__, **options)
         self._reset()
         self._register_load_state_dict_pre_hook(_add_prefix)
@@ -100,7 +116,7 @@ class MultiSize(nn.Module):
         """Run the model as resized to the images `x` (batch, channels, height, width)."""
         return self.at((x.shape[-2], x.shape[-1]))(x, *args, **kwargs)
 
-    def at(self, img_size: Any) -> nn.Module:
+    def at(self, img_size: SizeLike) -> nn.Module:
         """Return the model as resized to a size: an ordinary timm model that shares what does not depend on the size.
 
         For everything beyond `forward`: features, export, data configuration. Under recorded gradients its resampled
@@ -112,55 +128,60 @@ class MultiSize(nn.Module):
         size = parse_size(img_size, "img_size", type(self.model).__name__)
         if size == current_size(self.model) and not self.options:
             return self.model
-        view = self._view(size)
-        trained = torch.is_grad_enabled() and any(p.requires_grad for p in _parameters(self.model, view.plan).values())
-        if trained:
-            return _assemble(self.model, view, {**view.tensors, **_resampled(self.model, view.plan, graph=True)})
-        assert view.model is not None
-        return view.model
+        kept = self._up_to_date(size)
+        if torch.is_grad_enabled() and any(p.requires_grad for p in _parameters(self.model, kept.plan).values()):
+            tensors = {**kept.tensors, **_resampled(self.model, kept.plan, graph=True)}
+            return _assemble(self.model, kept.plan, kept.copied, tensors)
+        return kept.model
 
     def clear(self) -> None:
         """Forget every size's tensors."""
         with self._lock:
-            self._views.clear()
+            self._kept.clear()
 
     @property
     def nbytes(self) -> int:
         """Bytes that the tensors of all kept sizes take."""
-        return sum(view.nbytes for view in self._views.values())
+        with self._lock:
+            return sum(kept.nbytes for kept in self._kept.values())
 
     @property
     def sizes(self) -> list[Size]:
         """Sizes that are kept, the least recently used first."""
-        return list(self._views)
+        with self._lock:
+            return list(self._kept)
 
-    def _view(self, size: Size) -> _View:
-        """Return an up-to-date view, made or mended under the lock."""
-        view = self._views.get(size)
-        if view is not None and _fresh(view):
-            if next(reversed(self._views)) != size:
-                with self._lock:
-                    if size in self._views:
-                        self._views.move_to_end(size)
-            return view
-        with self._lock, torch.inference_mode(False), torch.no_grad():
-            made = _make(self.model, size, self.options, self._views.get(size))
-            self._views[size] = made
-            self._views.move_to_end(size)
-            while len(self._views) > 1 and self.nbytes > self.max_bytes:
-                self._views.popitem(last=False)
+    def _up_to_date(self, size: Size) -> _Kept:
+        """Return what is kept for a size, made anew if need be by one thread at a time; others go on meanwhile."""
+        kept = self._used(size)
+        if kept is not None and kept.is_fresh:
+            return kept
+        with self._making, torch.inference_mode(False), torch.no_grad():
+            old = self._used(size)  # another thread may have made it meanwhile
+            made = old if old is not None and old.is_fresh else _make(self.model, size, self.options, old)
+            with self._lock:
+                self._kept[size] = made
+                self._kept.move_to_end(size)
+                while len(self._kept) > 1 and self.nbytes > self.max_bytes:
+                    self._kept.popitem(last=False)
         return made
 
+    def _used(self, size: Size) -> _Kept | None:
+        with self._lock:
+            if size in self._kept:
+                self._kept.move_to_end(size)
+            return self._kept.get(size)
+
     def _reset(self) -> None:
-        self._views: OrderedDict[Size, _View] = OrderedDict()
-        self._lock = threading.RLock()
+        self._kept: OrderedDict[Size, _Kept] = OrderedDict()
+        self._lock, self._making = threading.RLock(), threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the views out: a copy makes its own."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("_views", "_lock")}
+        """Leave what is kept out: a copy makes its own."""
+        return {k: v for k, v in self.__dict__.items() if k not in ("_kept", "_lock", "_making")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Start without views."""
+        """Start with nothing kept."""
         super().__setstate__(state)
         self._reset()
         self._load_state_dict_pre_hooks.clear()
@@ -172,43 +193,45 @@ class MultiSize(nn.Module):
         """Return the plain model's state dict."""
         return self.model.state_dict(*args, **kwargs)
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load the plain model's state dict."""
-        return self.model.load_state_dict(*args, **kwargs)
+        return self.model.load_state_dict(state_dict, strict, assign)
 
-    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the plain model's parameters by its names."""
-        return self.model.named_parameters(*args, **kwargs)
+        return self.model.named_parameters(prefix, recurse, remove_duplicate)
 
-    def named_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
+    def named_buffers(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Tensor]]:
         """Yield the plain model's buffers by its names."""
-        return self.model.named_buffers(*args, **kwargs)
+        return self.model.named_buffers(prefix, recurse, remove_duplicate)
 
 
-def _add_prefix(state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+def _add_prefix(state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
     """Inside another module our keys have no `model.`, while the model is our child of that name."""
     for key in [k for k in state_dict if k.startswith(prefix)]:
         state_dict[f"{prefix}model.{key[len(prefix) :]}"] = state_dict.pop(key)
 
 
-def _make(root: nn.Module, size: Size, options: dict[str, Any], old: _View | None) -> _View:
-    """Return a view; tensors of `old` are taken over where nothing that they were computed from has changed."""
-    plan = plan_request(root, make_request(type(root).__name__, size, **options))
-    view = _View(plan, _held(root, plan))
-    view.seen = [_state(m) for m in view.copied.values()]
-    view.read = _versions(root, plan)
-    if old is not None and old.plan == plan and _same(old.read, view.read):
-        view.tensors = old.tensors
+def _make(root: nn.Module, size: Size, options: ResizeOptions, old: _Kept | None) -> _Kept:
+    """Make what is kept for a size, with tensors of `old` where nothing that they were computed from has changed."""
+    plan = plan_to(root, size, **options)
+    copied = _held(root, plan)
+    seen, read = [_state(m) for m in copied.values()], _read(root, plan)
+    if old is not None and old.plan == plan and _same(old.read, read):
+        tensors = old.tensors
     else:
         check_memory(root, plan)
-        view.tensors = {**_resampled(root, plan), **new_buffers(plan.modules(root), plan)}
-    view.model = _assemble(root, view, view.tensors)
-    return view
+        tensors = {**_resampled(root, plan), **new_buffers(plan.modules(root), plan)}
+    return _Kept(plan, copied, seen, read, tensors, _assemble(root, plan, copied, tensors))
 
 
 def _held(root: nn.Module, plan: ResizePlan) -> dict[str, nn.Module]:
     """Return the modules that a plan changes and all that hold them, by path, the root first."""
-    changed = {id(root.get_submodule(c.path)) for c in plan} | {id(root)}
+    changed = {id(module) for module in (root, *plan.modules(root).values())}
     out: dict[str, nn.Module] = {}
     for path, module in root.named_modules(remove_duplicate=False):  # a shared module, by all of its paths
         if id(module) in changed:
@@ -219,41 +242,29 @@ def _held(root: nn.Module, plan: ResizePlan) -> dict[str, nn.Module]:
     return out
 
 
-def _assemble(root: nn.Module, view: _View, tensors: dict[str, Tensor | None]) -> nn.Module:
-    """Copy the module objects of a view, and give the copies its tensors and attributes.
+def _assemble(root: nn.Module, plan: ResizePlan, copied: dict[str, nn.Module], tensors: Tensors) -> nn.Module:
+    """Copy module objects, and give the copies a size's tensors and attributes.
 
-    Hooks are shared: those registered on a module of the canonical model later on are seen by every view.
+    Hooks are shared: those registered on a module of the canonical model later on are seen at every size.
     """
-    twins: dict[int, nn.Module] = {}
-    for module in view.copied.values():
-        if id(module) not in twins:
-            twins[id(module)] = shallow_copy(module)
-    for twin in twins.values():
-        for name, child in twin._modules.items():
-            if id(child) in twins:
-                twin._modules[name] = twins[id(child)]
-    for change in view.plan:
-        twin = twins[id(view.copied[change.path])]
+    copies = {id(module): shallow_copy(module) for module in copied.values()}
+    for copy in copies.values():
+        for name, child in copy._modules.items():
+            copy._modules[name] = copies.get(id(child), child)
+    for change in plan:
+        copy = copies[id(copied[change.path])]
         if change.kind == "attribute":
-            set_attribute(twin, change.name, own(change.new))
+            set_attribute(copy, change.name, own(change.new))
         elif change.kind == "buffer":
-            if change.name not in twin._buffers:
-                twin._non_persistent_buffers_set.add(change.name)
-            twin._buffers[change.name] = tensors[change.key]
-    for key, tensor in tensors.items():
-        path, _, name = key.rpartition(".")
-        owner = view.copied.get(path)
-        if owner is not None and name in owner._parameters:
-            _place(twins, root, owner._parameters[name], tensor)
-    return twins[id(root)]
-
-
-def _place(twins: dict[int, nn.Module], root: nn.Module, param: Any, tensor: Any) -> None:
-    """Put a resampled tensor wherever the canonical parameter is, ties included: a plain attribute of that name."""
-    for twin in twins.values():
-        for name in [n for n, p in twin._parameters.items() if p is param]:
-            del twin._parameters[name]
-            twin.__dict__[name] = tensor
+            if change.name not in copy._buffers:
+                copy._non_persistent_buffers_set.add(change.name)
+            copy._buffers[change.name] = tensors[change.key]
+    for key, param in _parameters(root, plan).items():
+        for copy in copies.values():  # wherever the parameter is, ties included: a plain attribute of that name
+            for name in [n for n, p in copy._parameters.items() if p is param]:
+                del copy._parameters[name]
+                copy.__dict__[name] = tensors[key]
+    return copies[id(root)]
 
 
 def _parameters(root: nn.Module, plan: ResizePlan) -> dict[str, nn.Parameter]:
@@ -268,7 +279,7 @@ def _resampled(root: nn.Module, plan: ResizePlan, graph: bool = False) -> dict[s
     return {key: like_parameter(maps[key](p.detach()), p) for key, p in _parameters(root, plan).items()}
 
 
-def _state(module: nn.Module) -> list[Any]:
+def _state(module: nn.Module) -> list[object]:
     """Return the very objects that a copy of the module would take over."""
     return [
         *module.__dict__.values(),
@@ -278,46 +289,40 @@ def _state(module: nn.Module) -> list[Any]:
     ]
 
 
-def _versions(root: nn.Module, plan: ResizePlan) -> list[Any]:
-    """Return what tells whether the tensors that a plan reads have changed since: they, their versions and places."""
-    out: list[Any] = []
-    for change in plan:
-        if change.kind != "attribute":
-            module = root.get_submodule(change.path)
-            tensor = module._parameters.get(change.name, module._buffers.get(change.name))
-            out.append((tensor, *_place_of(tensor)))
-    return out
+def _read(root: nn.Module, plan: ResizePlan) -> Read:
+    """Return the tensors that a plan changes, and what tells whether they have changed since."""
+    modules = plan.modules(root)
+    found = [
+        modules[c.path]._parameters.get(c.name, modules[c.path]._buffers.get(c.name))
+        for c in plan
+        if c.kind != "attribute"
+    ]
+    return [(tensor, _place_of(tensor)) for tensor in found]
 
 
-def _place_of(tensor: Tensor | None) -> tuple[Any, ...]:
+def _place_of(tensor: Tensor | None) -> tuple[object, ...]:
     if tensor is None:
         return ()
     version = 0 if tensor.is_inference() else tensor._version
     return (version, tensor.data_ptr() if not tensor.is_meta else 0, tensor.dtype, tensor.device)
 
 
-def _fresh(view: _View) -> bool:
-    """Whether nothing that the view was made from has changed since."""
-    return all(map(_unchanged, view.copied.values(), view.seen)) and all(
-        _place_of(tensor) == tuple(place) for tensor, *place in view.read
-    )
-
-
-def _unchanged(module: nn.Module, seen: list[Any]) -> bool:
+def _unchanged(module: nn.Module, seen: list[object]) -> bool:
     now = _state(module)
     return len(now) == len(seen) and all(map(is_, now, seen))
 
 
-def _same(old: list[Any], new: list[Any]) -> bool:
-    return len(old) == len(new) and all(a[0] is b[0] and a[1:] == b[1:] for a, b in zip(old, new, strict=True))
+def _same(old: Read, new: Read) -> bool:
+    return len(old) == len(new) and all(a[0] is b[0] and a[1] == b[1] for a, b in zip(old, new, strict=True))
 
 
 @contextmanager
-def at_size(model: nn.Module, img_size: Any, **options: Any) -> Iterator[ResizePlan]:
+def at_size(model: nn.Module, img_size: SizeLike, **options: Unpack[ResizeOptions]) -> Iterator[ResizePlan]:
     """Resize a model for the length of a `with` block; yields the plan.
 
     Afterwards, also after an exception, every bit and attribute is as before. If the block trained a tensor that
-    depends on the size, the model is resized back instead, which keeps what was learnt.
+    depends on the size, the model is resized back instead, which keeps what was learnt. As with `resize_`, no other
+    thread may run the model or back-propagate through it meanwhile; `MultiSize` is for that.
 
     Args:
         model: A timm model, or something that holds exactly one.
@@ -338,25 +343,14 @@ def at_size(model: nn.Module, img_size: Any, **options: Any) -> Iterator[ResizeP
     """
     root = find_model(model)
     size = current_size(root)
-    with torch.inference_mode(False), torch.no_grad(), writing:
-        plan = plan_request(root, make_request(type(root).__name__, img_size, **options))
-        refuse_running(root)
-        with Transaction() as transaction:
-            for write in model_writes(root, plan, {}):
-                write(transaction)
-            undo = list(transaction._undo)
+    with resizing():
+        plan = plan_to(root, img_size, **options)
+        undo = write_all(model_writes(root, plan, {}))
     try:
         yield plan
     finally:
-        with torch.inference_mode(False), torch.no_grad(), writing:
+        with resizing():
             if not touched(root) and current_size(root) == plan.new_size:
-                for step in reversed(undo):
-                    step()
+                undo()
             elif size is not None:
-                _resize_back(root, size)
-
-
-def _resize_back(root: nn.Module, size: Size) -> None:
-    with Transaction() as transaction:
-        for write in model_writes(root, plan_request(root, make_request(type(root).__name__, size)), {}):
-            write(transaction)
+                write_all(model_writes(root, plan_to(root, size), {}))

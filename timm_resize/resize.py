@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Literal
 
 from torch import nn
+from typing_extensions import Unpack
 
 from timm_resize.core.apply import apply_plan
 from timm_resize.core.find import current_size, find_model
+from timm_resize.core.followers import Ema, Optimizers
 from timm_resize.core.plan import ResizePlan
-from timm_resize.core.planner import nearest_valid, plan_request
-from timm_resize.core.request import make_request
-from timm_resize.core.transaction import writing
+from timm_resize.core.planner import nearest_valid, plan_to
+from timm_resize.core.request import ResizeOptions, make_request
+from timm_resize.core.transaction import resizing
 from timm_resize.errors import ResizeError
-from timm_resize.geometry import Size
+from timm_resize.geometry import Size, SizeLike
 
 
 def resize_(
     model: nn.Module,
-    img_size: Any = None,
+    img_size: SizeLike | ResizePlan | None = None,
     *,
-    optimizer: Any = None,
-    ema: Any = None,
-    grad: str = "clear",
-    **options: Any,
+    optimizer: Optimizers | None = None,
+    ema: Ema | None = None,
+    grad: Literal["clear", "resample"] = "clear",
+    **options: Unpack[ResizeOptions],
 ) -> ResizePlan:
     """Resize `model` in place, and with it the optimizers and EMA copies given.
 
     Parameters keep their identity, dtype, device, `requires_grad` and memory format. Either everything is
-    written or, on any error, nothing.
+    written or, on any error, nothing. Threads that resize one model take turns; while one does, no other may run the
+    model or back-propagate through it, which nothing checks. To serve several sizes at once there is `MultiSize`.
 
     Args:
         model: A timm model, or something that holds exactly one.
@@ -57,19 +60,19 @@ def resize_(
         ((256, 256), 14)
     """
     root = find_model(model)
+    name = type(root).__name__
     if grad not in ("clear", "resample"):
-        raise ResizeError(f"{type(root).__name__}: grad={grad!r} is not known. Use 'clear' or 'resample'.")
+        text = f"{name}: grad={grad!r} is not known. Use 'clear' or 'resample'."
+        raise ResizeError(text, model=name, argument="grad", value=grad, nearest=("clear", "resample"))
     if isinstance(img_size, ResizePlan) and options:
-        raise ResizeError(f"{type(root).__name__}: a plan takes no further options. Make the plan with them.")
-    with writing:  # threads take turns, from the plan to the last write
-        plan = img_size
-        if not isinstance(plan, ResizePlan):
-            plan = plan_request(root, make_request(type(root).__name__, img_size, **options))
+        raise ResizeError(f"{name}: a plan takes no further options. Make the plan with them.", model=name)
+    with resizing():
+        plan = img_size if isinstance(img_size, ResizePlan) else plan_to(root, img_size, **options)
         remarks = apply_plan(root, plan, optimizer=optimizer, ema=ema, options=options, outer=model, grad=grad)
     return replace(plan, notes=(*plan.notes, *remarks)) if remarks else plan
 
 
-def plan_resize(model: nn.Module, img_size: Any = None, **options: Any) -> ResizePlan:
+def plan_resize(model: nn.Module, img_size: SizeLike | None = None, **options: Unpack[ResizeOptions]) -> ResizePlan:
     """Return what resizing `model` would change. Reads the model only; works on the meta device.
 
     Args:
@@ -94,11 +97,10 @@ def plan_resize(model: nn.Module, img_size: Any = None, **options: Any) -> Resiz
         VisionTransformer: 224x224 -> 320x448
           pos_embed  parameter  1x197x192 -> 1x561x192  resampled: bicubic antialias
     """
-    root = find_model(model)
-    return plan_request(root, make_request(type(root).__name__, img_size, **options))
+    return plan_to(find_model(model), img_size, **options)
 
 
-def nearest_sizes(model: nn.Module, img_size: Any, **options: Any) -> list[Size]:
+def nearest_sizes(model: nn.Module, img_size: SizeLike, **options: Unpack[ResizeOptions]) -> list[Size]:
     """Return the valid sizes around a request: itself if it is valid, else the nearest below and above.
 
     A size that works only by dropping pixels is not counted as valid here.

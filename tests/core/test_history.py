@@ -80,14 +80,14 @@ def test_training_after_the_last_resize_is_recorded(tmp_path):
     assert recorded(tmp_path)["history"][-1] == {"trained": ["pos_embed"]}
 
 
-@pytest.mark.parametrize("door", ["checkpoint_path", "file"])
-def test_files_that_are_loaded_start_a_history(door, tmp_path):
+@pytest.mark.parametrize("way", ["checkpoint_path", "file"])
+def test_files_that_are_loaded_start_a_history(way, tmp_path):
     """A recorded file goes on with its own history under its name, not its place on the disk."""
     timm_resize.save_pretrained(stock("vit_tiny_patch16_224", depth=1), tmp_path)
     path = str(tmp_path / "model.safetensors")
     how = (
         {"checkpoint_path": path}
-        if door == "checkpoint_path"
+        if way == "checkpoint_path"
         else {"pretrained": True, "pretrained_cfg_overlay": {"file": path}}
     )
     model = timm_resize.create_model("vit_tiny_patch16_224", depth=1, img_size=96, **how)

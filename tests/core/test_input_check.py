@@ -11,11 +11,9 @@ import timm
 import torch
 
 import timm_resize
+from tests.helpers.examples import EXAMPLES, example, sweep
 from tests.helpers.oracle import assert_same_structure, first, image, redraw_, stock
 from timm_resize.core.find import current_size
-from timm_resize.core.registry import families
-
-EXAMPLES = {name: kwargs for family in families() for name, kwargs in family.examples.items()}
 
 SILENT = {
     "crossvit_9_240": (256, 256),
@@ -29,15 +27,38 @@ SILENT = {
 }
 """Sizes at which stock's model of another size runs, and computes something else than a model of that size."""
 
+RANGES = {
+    "crossvit_9_240": (240, 240),  # interpolated to both branches' sizes
+    "hiera_small_abswin_256": (253, 256),  # 64 cells of 4 pixels, rounded up
+    "lambda_resnet26rpt_256": (241, 256),  # a map of 16 cells of 16 pixels, rounded up
+    "levit_128s": (209, 224),  # 14 cells of 16 pixels, rounded up
+    "mvitv2_tiny": (221, 224),  # 56 cells of 4 pixels, rounded up
+    "pit_ti_224": (224, 231),  # 27 kernels of 16 pixels, 8 apart
+    "vitamin_small_224": (209, 224),  # 14 cells of 16 pixels, rounded up
+    "volo_d1_224": (223, 238),  # 14 pairs of cells of 8 pixels after a stem that rounds up to 2
+}
+"""The lowest and the highest side that gives each model the grid that its weights are for."""
+
 PADDED = {"efficientvit_m0"}
 """Attention in windows, which stock pads to the window that the model is set to: a choice, not a mistake."""
 
+REFUSALS = (RuntimeError, AssertionError, ValueError, ZeroDivisionError)
+"""Our check's, and those of stock's forward and of torch."""
+
 
 def guarded(name, size=None, **kwargs):
-    model = redraw_(stock(name, **EXAMPLES[name], **kwargs))
+    model = redraw_(stock(name, **EXAMPLES[name], **kwargs)) if kwargs else example(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         timm_resize.resize_(model, size or other_size(model))
+    return model
+
+
+def of_the_plugin(name):
+    """Return an example as the plugin builds it, with the weights of `example`."""
+    with timm_resize.install():
+        model = timm.create_model(name, **EXAMPLES[name]).eval()
+    model.load_state_dict(example(name).state_dict())
     return model
 
 
@@ -45,33 +66,42 @@ def other_size(model):
     return timm_resize.nearest_sizes(model, tuple(side + 64 for side in current_size(model)))[0]
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", sweep(*(name for name in EXAMPLES if name not in PADDED)))
 def test_runs_only_where_right(name):
     """At a size it is not set to a model raises, or computes what the same model resized to that size computes."""
-    if name in PADDED:
-        pytest.skip("windows are padded, as in stock timm")
-    model = redraw_(
-        timm_resize.create_model(name, img_size=current_size(stock(name, device="meta")) or 224, **EXAMPLES[name])
-    ).eval()
-    h, w = current_size(model)
+    model = of_the_plugin(name)
+    h, w = current_size(model) or (224, 224)
     for size in ((16, 16), (h // 2, 2 * w), (h - 64, w - 64)):
         if size[0] * size[1] > 300**2:
             continue
-        twin = copy.deepcopy(model)
         with torch.inference_mode():
             try:
                 output = first(model(image(size)))
-            except (RuntimeError, AssertionError, ValueError, ZeroDivisionError):
+            except REFUSALS:
                 continue
-            timm_resize.resize_(twin, size)
-            torch.testing.assert_close(output, first(twin(image(size))), rtol=1e-4, atol=1e-4)
+            other = copy.deepcopy(model)
+            timm_resize.resize_(other, size)
+            torch.testing.assert_close(output, first(other(image(size))), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", RANGES)
+@torch.inference_mode()
+def test_the_range_of_sizes(name):
+    """The outermost sizes of the same grid give stock's own output, bit for bit; one pixel more or less is refused."""
+    low, high = RANGES[name]
+    ours, theirs = of_the_plugin(name), example(name)
+    for size in ((low, high), (high, low)):
+        assert torch.equal(first(ours(image(size))), first(theirs(image(size)))), size
+    for size in ((low - 1, high), (high, low - 1), (high + 1, low), (low, high + 1)):
+        with pytest.raises(timm_resize.InvalidSizeError, match=r"is set, and the input is \d+x\d+, where it takes"):
+            ours(image(size))
 
 
 @pytest.mark.parametrize(("name", "size"), SILENT.items())
 @torch.inference_mode()
 def test_stock_is_silent_and_ours_is_not(name, size):
     """Stock's model runs there; ours names both sizes and the call to make."""
-    assert first(stock(name, **EXAMPLES[name])(image(size))).isfinite().all()
+    assert first(example(name)(image(size))).isfinite().all()
     model = guarded(name, 320 if name == "hiera_small_abswin_256" else None)
     set_to = current_size(model)
     with pytest.raises(timm_resize.InvalidSizeError, match=rf"img_size=\({set_to[0]}, {set_to[1]}\) is set") as caught:
@@ -83,17 +113,21 @@ def test_stock_is_silent_and_ours_is_not(name, size):
 def test_copies_follow(name):
     """A copy and a pickled model keep the check, and a resize moves it without a second one."""
     model = guarded(name)
-    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        size = current_size(model)
-        timm_resize.resize_(twin, 256 if name not in ("hiera_small_abswin_256", "lambda_resnet26rpt_256") else 384)
-        new = current_size(twin)
+    size, x = current_size(model), image(current_size(model))
+    with torch.inference_mode():
+        want = first(model(x))
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        timm_resize.resize_(other, 256 if name not in ("hiera_small_abswin_256", "lambda_resnet26rpt_256") else 384)
+        new = current_size(other)
         assert new != size
         with torch.inference_mode():
-            assert first(twin(image(new))).isfinite().all()
-            assert first(model(image(size))).isfinite().all()
-            with pytest.raises(timm_resize.InvalidSizeError, match=r"is set, and the input is"):
-                twin(image((64, 64) if name != "lambda_resnet26rpt_256" else (192, 768)))
-        assert max(len(m._forward_pre_hooks) for m in twin.modules()) == 1
+            with pytest.raises(timm_resize.InvalidSizeError, match=rf"img_size=\({new[0]}, {new[1]}\) is set"):
+                other(x)
+            assert first(other(image(new))).isfinite().all()
+            assert torch.equal(first(model(x)), want)
+            timm_resize.resize_(other, size)
+            assert torch.equal(first(other(x)), want)  # there and back
+        assert max(len(m._forward_pre_hooks) for m in other.modules()) == 1
 
 
 def test_features_are_guarded_too():
@@ -157,18 +191,15 @@ def test_a_lenient_vision_transformer():
         model(image((128, 512)))
 
 
-@pytest.mark.parametrize("name", SILENT)
-def test_models_of_the_plugins_are_guarded_from_the_start(name):
-    """While the plugin is installed a model built without a size refuses what it would get wrong; stock's tensors."""
+@pytest.mark.parametrize("name", ["crossvit_9_240", "hiera_small_abswin_256", "levit_128s", "pit_ti_224"])
+def test_guarded_models_of_the_plugins_are_stocks(name):
+    """While the plugin is installed a model built without a size has a guard, and stock's structure and random draws."""
     with timm_resize.install():
         torch.manual_seed(0)
         ours = timm.create_model(name, **EXAMPLES[name]).eval()
     torch.manual_seed(0)
     theirs = stock(name, **EXAMPLES[name])
     assert_same_structure(ours, theirs)
-    size = SILENT[name]
-    with torch.inference_mode():
-        x = image(current_size(ours))
-        torch.testing.assert_close(first(ours(x)), first(theirs(x)))
-        with pytest.raises(timm_resize.InvalidSizeError, match="is set, and the input is"):
-            ours(image(size))
+    assert all(torch.equal(p, q) for p, q in zip(ours.parameters(), theirs.parameters(), strict=True))
+    with pytest.raises(timm_resize.InvalidSizeError, match="is set, and the input is"):
+        ours(image(SILENT[name]))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import re
-import subprocess
-import sys
 import warnings
 
 import numpy as np
@@ -115,11 +114,11 @@ def test_a_scripted_model_is_refused(model):
 
 
 def test_a_ddp_model_is_refused(model, tmp_path):
-    """DistributedDataParallel says in which order to resize and wrap."""
+    """DistributedDataParallel names the call that unwraps, resizes and wraps again."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         wrapped = nn.parallel.DistributedDataParallel(copy.deepcopy(model))
-        with pytest.raises(timm_resize.UnsupportedModelError, match=r"unwrap, resize_ on every rank, wrap again"):
+        with pytest.raises(timm_resize.UnsupportedModelError, match=r"Call timm_resize.resize_ddp on every rank"):
             timm_resize.resize_(wrapped, 64)
     finally:
         torch.distributed.destroy_process_group()
@@ -190,8 +189,29 @@ def test_a_traced_feature_graph_is_refused():
         timm_resize.resize_(graph, 64)
 
 
-def test_the_package_of_families_does_not_hide_the_function():
-    """`timm_resize.families` stays the function after the handlers' modules have loaded."""
-    code = "import timm_resize; timm_resize.families(); print(len(timm_resize.families()) > 50)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert run.stdout.strip() == "True", run.stderr
+@pytest.mark.parametrize(
+    ("size", "options", "fields"),
+    [
+        (8, {}, ("img_size", (8, 8), ((16, 16),))),
+        ((8, 224), {}, ("img_size", (8, 224), ((16, 224),))),
+        (0, {}, ("img_size", 0, ())),
+        (None, {"patch_size": 1.5}, ("patch_size", 1.5, ())),
+        (64, {"interpolation": "bicubik"}, ("interpolation", "bicubik", ("bicubic",))),
+        (64, {"preset": "xyz"}, ("preset", "xyz", ("timm", "deit", "big_vision"))),
+    ],
+)
+def test_errors_have_fields(model, size, options, fields):
+    """Model, argument, value and what works are there for a program too, and survive a copy and a pickle."""
+    with pytest.raises(timm_resize.ResizeError) as caught:
+        timm_resize.plan_resize(model, size, **options)
+    error = caught.value
+    for one in (error, copy.copy(error), copy.deepcopy(error), pickle.loads(pickle.dumps(error))):
+        assert (type(one), str(one)) == (type(error), str(error))
+        assert (one.model, one.argument, one.value, one.nearest) == ("VisionTransformer", *fields)
+
+
+def test_errors_without_fields():
+    """A plain message does, also for the kind that is a RuntimeError too."""
+    error = pickle.loads(pickle.dumps(timm_resize.CheckpointError("Net: no.")))
+    assert isinstance(error, RuntimeError)
+    assert (str(error), error.model, error.argument, error.value, error.nearest) == ("Net: no.", "", "", None, ())

@@ -1,25 +1,22 @@
-"""The only file that writes to a module: compute everything, then write under an undo log."""
+"""Apply a plan to a model and to what follows it: compute everything, then write all or nothing."""
 
 from __future__ import annotations
 
 import copy
-import sys
-import threading
 import warnings
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
-import torch
 from timm.models import FeatureInfo
 from torch import nn
 
 from timm_resize.core.find import SIZE_TRAITS, current_size, model_handler
-from timm_resize.core.followers import ema_writes, gradient_writes, optimizer_writes, several
+from timm_resize.core.followers import Ema, Optimizers, ema_writes, gradient_writes, optimizer_writes, several
 from timm_resize.core.input_check import GUARD
 from timm_resize.core.plan import ResizePlan
 from timm_resize.core.planner import plan_request
-from timm_resize.core.request import make_request
-from timm_resize.core.transaction import Transaction, Writes, writing
+from timm_resize.core.request import ResizeOptions, make_request
+from timm_resize.core.transaction import Transaction, Writes, resizing, write_all
 from timm_resize.core.values import model_writes
 from timm_resize.errors import ResizeError
 from timm_resize.resample import Resample
@@ -29,9 +26,9 @@ def apply_plan(
     root: nn.Module,
     plan: ResizePlan,
     *,
-    optimizer: Any = None,
-    ema: Any = None,
-    options: dict[str, Any] | None = None,
+    optimizer: Optimizers | None = None,
+    ema: Ema | None = None,
+    options: ResizeOptions | None = None,
     outer: nn.Module | None = None,
     grad: str = "clear",
 ) -> list[str]:
@@ -40,48 +37,25 @@ def apply_plan(
     `outer` is a wrapper of `root` that may carry a copy of its traits (timm's feature wrappers do). Returns remarks
     on what followed the model: state that had to start afresh.
     """
-    with torch.inference_mode(False), torch.no_grad(), writing:
+    with resizing():
         maps: dict[nn.Parameter, Resample] = {}
         remarks: list[str] = []
         writes = model_writes(root, plan, maps)
         if outer is not None and outer is not root:
             writes += _outer_writes(outer, plan)
-        for copy_ in several(ema):
-            writes += ema_writes(root, copy_, plan, options or {})
+        for average in several(ema):
+            writes += ema_writes(root, average, plan, options or {})
         names = {} if optimizer is None else {id(p): name for name, p in root.named_parameters()}
         for one in several(optimizer):
-            more, said = optimizer_writes(one, maps, names)
+            more, fresh = optimizer_writes(one, maps, names)
             writes += more
-            remarks += said
+            remarks += fresh
         if grad == "resample":
             writes += gradient_writes(maps)
-        refuse_running(root)
-        with Transaction() as transaction:
-            for write in writes:
-                write(transaction)
+        write_all(writes)
     for text in plan.warnings:
         warnings.warn(f"{plan.model}: {text}", stacklevel=3)
     return remarks
-
-
-def refuse_running(root: nn.Module) -> None:
-    """Raise ResizeError while another thread is inside the model: half of its forward would be of another size.
-
-    Seen in the threads' stacks, so that a forward pays nothing. One that starts while the writes go on, about a
-    millisecond, is not seen.
-    """
-    if threading.active_count() == 1:
-        return
-    here = threading.get_ident()
-    for thread, top in sys._current_frames().items():
-        frame = top if thread != here else None
-        while frame is not None:
-            if frame.f_code.co_varnames[:1] == ("self",) and frame.f_locals.get("self") is root:
-                raise ResizeError(
-                    f"{type(root).__name__}: another thread is in its {frame.f_code.co_name}. Wait for it, or serve "
-                    "several sizes at once with timm_resize.MultiSize."
-                )
-            frame = frame.f_back
 
 
 def guard_(root: nn.Module) -> None:
@@ -104,11 +78,11 @@ def _outer_writes(outer: nn.Module, plan: ResizePlan) -> Writes:
     writes: Writes = []
     if "_traits" in new and "_traits" in outer.__dict__:
         traits = {**outer.__dict__["_traits"], **{k: v for k, v in new["_traits"].items() if k in SIZE_TRAITS}}
-        writes.append(lambda t: t.attribute(outer, "_traits", traits))
+        writes.append(partial(Transaction.attribute, owner=outer, name="_traits", new=traits))
     if "feature_info" in new and isinstance(outer.__dict__.get("feature_info"), FeatureInfo):
         reductions = {i["module"]: i["reduction"] for i in new["feature_info"]}
         info = copy.deepcopy(outer.__dict__["feature_info"])
         for entry in info.info:
             entry["reduction"] = reductions.get(entry["module"], entry["reduction"])
-        writes.append(lambda t: t.attribute(outer, "feature_info", info))
+        writes.append(partial(Transaction.attribute, owner=outer, name="feature_info", new=info))
     return writes

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,23 +12,25 @@ from timm_resize.core.copies import own, shallow_copy
 from timm_resize.core.plan import Change, Rebuild, Reinitialise, ResizePlan, shape_of
 from timm_resize.core.transaction import set_attribute
 
+Key = tuple[Callable[..., Tensor], tuple[Hashable, ...], torch.device, torch.dtype]
 
-def new_buffers(modules: dict[str, Any], plan: ResizePlan) -> dict[str, Tensor | None]:
+
+def new_buffers(modules: dict[str, nn.Module], plan: ResizePlan) -> dict[str, Tensor | None]:
     """Compute every new buffer of the plan's `modules`, by path; equal rebuilds are computed once.
 
     Those that no state dict holds then share their memory: nothing of stock's writes to one. The others are copied,
     as files of tensors that share memory cannot be saved.
     """
     out: dict[str, Tensor | None] = {}
-    built: dict[Any, Tensor] = {}
-    shadows: dict[str, nn.Module] = {}
+    built: dict[Key, Tensor] = {}
+    filled: dict[str, nn.Module] = {}
     for change in plan:
         if change.kind != "buffer":
             continue
         if isinstance(change.how, Reinitialise):
-            if change.path not in shadows:
-                shadows[change.path] = _reinitialised(modules[change.path], change.path, plan)
-            out[change.key] = shadows[change.path]._buffers[change.name]
+            if change.path not in filled:
+                filled[change.path] = _reinitialised(modules[change.path], change.path, plan)
+            out[change.key] = filled[change.path]._buffers[change.name]
         elif isinstance(change.how, Rebuild):
             out[change.key] = _rebuilt(modules[change.path], change, change.how, built)
         else:
@@ -37,11 +40,9 @@ def new_buffers(modules: dict[str, Any], plan: ResizePlan) -> dict[str, Tensor |
     return out
 
 
-def _rebuilt(module: nn.Module, change: Change, how: Rebuild, built: dict[Any, Tensor]) -> Tensor:
-    like: Any = module._buffers.get(change.name)
-    if how.like:
-        path, _, name = how.like.rpartition(".")
-        like = getattr(module.get_submodule(path), name)
+def _rebuilt(module: nn.Module, change: Change, how: Rebuild, built: dict[Key, Tensor]) -> Tensor:
+    path, _, name = (how.like or change.name).rpartition(".")
+    like: Tensor = getattr(module.get_submodule(path), name)
     key = (how.fn, how.args, like.device, like.dtype)
     if key not in built:
         built[key] = how.fn(*how.args, device=like.device, dtype=like.dtype)
@@ -49,18 +50,18 @@ def _rebuilt(module: nn.Module, change: Change, how: Rebuild, built: dict[Any, T
 
 
 def _reinitialised(module: nn.Module, path: str, plan: ResizePlan) -> nn.Module:
-    """Return a shallow twin of `module` with its new attributes and freshly initialised buffers."""
-    twin = shallow_copy(module)
+    """Return a shallow copy of `module` with its new attributes and freshly initialised buffers."""
+    out = shallow_copy(module)
     for name, tensor in module._buffers.items():  # its initialiser refills all, also those that do not change
-        twin._buffers[name] = None if tensor is None else tensor.clone()
+        out._buffers[name] = None if tensor is None else tensor.clone()
     for change in plan:
         if change.path != path:
             continue
         if change.kind == "attribute":
-            set_attribute(twin, change.name, own(change.new))
+            set_attribute(out, change.name, own(change.new))
         elif change.kind == "buffer" and isinstance(change.how, Reinitialise) and change.new is not None:
             old = module._buffers[change.name]
             assert old is not None
-            twin._buffers[change.name] = torch.empty(change.new, dtype=old.dtype, device=old.device)
-    twin.init_non_persistent_buffers()
-    return twin
+            out._buffers[change.name] = torch.empty(change.new, dtype=old.dtype, device=old.device)
+    cast(Callable[[], None], out.init_non_persistent_buffers)()
+    return out

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, NoReturn
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar, overload
 
+import torch
 from torch import nn
 
+from timm_resize.core.copies import meta_copy
 from timm_resize.core.find import Walk, walk
 from timm_resize.core.input_check import GUARD, guard_of
 from timm_resize.core.plan import CACHE, MISSING, Change, Rebuild, Reinitialise, same_value, shape_of
@@ -17,6 +20,31 @@ from timm_resize.geometry import Size, parse_size, stage_sizes, text
 from timm_resize.resample import Resample, flatten_linear, patch_kernel, pos_embed, pos_embed_map, rel_pos_table
 
 Changes = Generator[Change, None, Any]
+"""What a handler is: it yields changes, and may return what the handler that visits it needs to know."""
+
+T = TypeVar("T")
+
+Returning = Generator[Change, None, T]
+"""The same for a handler that returns a T: `Returning[Grids]`."""
+
+
+@dataclass(frozen=True)
+class Grids:
+    """What the handler of a patch embedding returns: how it cuts the image.
+
+    Attributes:
+        old: Grid (h, w) so far.
+        new: Grid (h, w) that forward makes of the new size.
+        reduction: Pixels per cell, along the longer side where they differ.
+    """
+
+    old: Size
+    new: Size
+    reduction: int
+
+
+SIZE_ERRORS = (RuntimeError, ValueError, IndexError, AssertionError, ZeroDivisionError)
+"""What torch's and timm's layers raise for a map that does not suit them; out of memory, a RuntimeError, is not one."""
 
 
 class Invalid(Exception):  # noqa: N818  (a signal between handler and planner, never seen by users)
@@ -98,11 +126,20 @@ class Context:
         size = self.new_size if given is None else given
         yield from self.attribute(module, **{GUARD: guard_of(type(self.root).__name__, self.new_size, size, grid)})
 
-    def visit(self, module: nn.Module, **geometry: Any) -> Changes:
+    @overload
+    def visit(self, module: nn.Module, **geometry: Any) -> Changes: ...
+    @overload
+    def visit(self, module: nn.Module, returns: type[T], **geometry: Any) -> Returning[T]: ...
+    def visit(self, module: nn.Module, returns: type | None = None, **geometry: Any) -> Changes:
         """Hand `module` to its own handler; returns what that returns.
 
+        Args:
+            module: A submodule of the model.
+            returns: Type of what the caller needs back, e.g. `Grids` of a patch embedding; None for anything.
+            geometry: The keyword-only arguments of the module's handler.
+
         Raises:
-            UnsupportedModelError: Its type has no handler.
+            UnsupportedModelError: Its type has no handler, or one that returns something else.
         """
         handler = handler_for(type(module))
         if handler is None:
@@ -113,7 +150,13 @@ class Context:
         self._visited.add(id(module))
         if handler.is_model:
             self.models.append(module)
-        return (yield from handler.plan(module, self, **geometry))
+        result = yield from handler.plan(module, self, **geometry)
+        if returns is not None and not isinstance(result, returns):
+            raise UnsupportedModelError(
+                f"{type(self.root).__name__}: the handler of {type(module).__name__} ({self.path(module)}) returns "
+                f"{result!r}, and its model needs {returns.__name__}. End it with return {returns.__name__}(...)."
+            )
+        return result
 
     def visit_rest(self) -> Changes:
         """Visit every module with a handler that no handler has visited, outermost first."""
@@ -142,15 +185,45 @@ class Context:
         """Return the module's dotted path in the root, '' for the root."""
         return self._paths[id(module)]
 
-    def sequence(self, owner: nn.Module, name: str) -> list[nn.Module]:
+    def sequence(self, owner: nn.Module, name: str) -> list[Any]:
         """Return the members of `owner.<name>`, also when a feature wrapper flattened them to `<name>_0` ….
 
         A wrapper keeps only the stages that its features need, so the list may end early.
         """
         if name in owner._modules:
-            return list(owner._modules[name].children())  # type: ignore[union-attr]
+            return list(owner.get_submodule(name).children())
         flat = {k: m for k, m in owner._modules.items() if k.startswith(f"{name}_") and k[len(name) + 1 :].isdigit()}
         return [m for _, m in sorted(flat.items(), key=lambda kv: int(kv[0][len(name) + 1 :])) if m is not None]
+
+    def meta_copy(self, module: nn.Module) -> nn.Module:
+        """Return a copy of `module` without weights, in eval mode, to run for shapes; made once per request."""
+        kept = self.request.copies
+        if id(module) not in kept:
+            kept[id(module)] = module, meta_copy(module).eval()
+        return kept[id(module)][1]
+
+    def output_size(self, *parts: nn.Module, channels: int) -> Size:
+        """Return (h, w) of the (last) map that `parts`, one after another, make of an image of the new size.
+
+        Run on the meta device, so no value is computed. A size that they cannot take is refused.
+
+        Args:
+            parts: Submodules of the model.
+            channels: Channels of the image.
+        """
+        copies = [self.meta_copy(part) for part in parts]
+        dtype = next((p.dtype for copy in copies for p in copy.parameters()), torch.float32)
+        out: Any = torch.empty(1, channels, *self.new_size, device="meta", dtype=dtype)
+        try:
+            with torch.no_grad():
+                for copy in copies:
+                    out = copy(out)
+        except torch.cuda.OutOfMemoryError:  # says nothing of the size
+            raise
+        except SIZE_ERRORS as error:
+            self.invalid(f"does not pass {self.path(parts[0])} ({error})")
+        out = out[-1] if isinstance(out, (list, tuple)) else out
+        return int(out.shape[-2]), int(out.shape[-1])
 
     def option(self, name: str, default: Any = None) -> Any:
         """Return a family keyword as the caller gave it."""
@@ -189,6 +262,15 @@ class Context:
         """Warn the user when the plan is applied."""
         if text not in self.warnings:
             self.warnings.append(text)
+
+    def warn_dropped(self, rest: Sequence[int], why: str) -> None:
+        """Warn that the last `rest` rows and columns of pixels play no part, if any; `why` says it in numbers."""
+        rows, columns = (max(side, 0) for side in rest)
+        if rows or columns:
+            self.warn(
+                f"img_size={self.new_size} drops {rows} rows and {columns} columns of pixels at the bottom and right: "
+                f"{why}."
+            )
 
     def note(self, text: str) -> None:
         """Add a remark to the plan."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import torch
 import torch.fx
+from timm.models import is_model, model_entrypoint
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -25,9 +25,9 @@ SIZE_TRAITS = ("img_size", TRAIT)
 
 
 _DISTRIBUTED = {
-    "DistributedDataParallel": "Resize model.module before wrapping it: unwrap, resize_ on every rank, wrap again.",
+    "DistributedDataParallel": "Call timm_resize.resize_ddp on every rank: it resizes model.module and wraps it again.",
     "FullyShardedDataParallel": "Resize the model before sharding it: unwrap, resize_ on every rank, shard again.",
-    "FSDPModule": "Call timm_resize.resize_fsdp: sharded parameters keep the shapes that they were sharded with.",
+    "FSDPModule": "Call timm_resize.resize_fsdp on every rank: it gathers the weights, resizes and shards them anew.",
     "DataParallel": "Call resize_(model.module, ...) instead: replicas are made anew at each forward.",
 }
 
@@ -67,7 +67,9 @@ def _refuse_wrapper(model: nn.Module) -> None:
     name = type(model).__name__
     for cls in type(model).__mro__:
         if cls.__name__ in _DISTRIBUTED and cls.__module__.startswith("torch."):
-            raise UnsupportedModelError(f"{name}: holds a copy of the parameters' shapes. {_DISTRIBUTED[cls.__name__]}")
+            raise UnsupportedModelError(
+                f"{name}: holds a copy of the parameters' shapes. {_DISTRIBUTED[cls.__name__]}", model=name
+            )
     if isinstance(model, torch.jit.ScriptModule):
         raise UnsupportedModelError(
             f"{name}: a scripted or traced model has its shapes compiled in. Resize the eager model and script that."
@@ -136,7 +138,7 @@ def model_handler(model: nn.Module) -> Handler | None:
     handler = handler_for(type(model))
     if handler is not None:
         return handler if handler.is_model else None
-    origin = _origin_handler(getattr(model, "pretrained_cfg", None) or {})
+    origin = _origin_handler((getattr(model, "pretrained_cfg", None) or {}).get("architecture", ""))
     if type(model).__module__ == "timm.models._features_fx":  # a traced graph: only where no size is compiled in
         return origin if origin is not None and not origin.state else None
     rewritten = type(model).__module__ == "timm.models._features" and not {"model", "body"} & model._modules.keys()
@@ -154,13 +156,11 @@ def root_handler(root: nn.Module) -> Handler | None:
     return handler
 
 
-def _origin_handler(cfg: dict[str, Any]) -> Handler | None:
-    """Return the handler of the class that `cfg['architecture']` builds, by the module of its entry point."""
-    from timm.models import _registry
-
-    source = sys.modules.get(f"timm.models.{_registry._model_to_module.get(cfg.get('architecture', ''), '')}")
-    if source is None:
+def _origin_handler(architecture: str) -> Handler | None:
+    """Return the handler of the class that a registered name builds, by the module of its entry point."""
+    if not is_model(architecture):
         return None
+    source = sys.modules[model_entrypoint(architecture).__module__]
     here = [h for h in handlers() if h.is_model and vars(source).get(h.cls.__name__) is h.cls]
     own = [h for h in here if h.cls.__module__ == source.__name__] or here
     return own[0] if own and all(h.plan is own[0].plan for h in own) else None

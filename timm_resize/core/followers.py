@@ -2,52 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, MutableMapping, Sequence
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from timm_resize.core.find import find_model
 from timm_resize.core.plan import MISSING, ResizePlan
-from timm_resize.core.planner import plan_request
-from timm_resize.core.request import make_request
-from timm_resize.core.transaction import Writes
+from timm_resize.core.planner import plan_to
+from timm_resize.core.request import ResizeOptions
+from timm_resize.core.transaction import Transaction, Writes
 from timm_resize.core.values import model_writes
 from timm_resize.errors import ResizeError
 from timm_resize.resample import Resample
+
+T = TypeVar("T")
+
+ParamState = Mapping[str, Any]
+"""What an optimizer keeps for one parameter, by name: tensors, step counts, or anything else."""
+
+
+class OptimizerLike(Protocol):
+    """What is needed of an optimizer: torch's, timm's, and whatever keeps its state as they do."""
+
+    @property
+    def state(self) -> MutableMapping[Tensor, Any]:
+        """Return the state of each parameter."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Return the groups, each with its parameters under "params"."""
+
+
+Optimizers = OptimizerLike | Sequence[OptimizerLike]
+
+Ema = nn.Module | Sequence[nn.Module]
 
 
 def gradient_writes(maps: dict[nn.Parameter, Resample]) -> Writes:
     """Send pending gradients through the maps of their weights, as momentum goes; before, they are still there."""
     new = {p: how(p.grad) for p, how in maps.items() if p.grad is not None}
-    return [lambda t, p=p, g=g: t.gradient(p, g) for p, g in new.items()]  # type: ignore[misc]
+    return [partial(Transaction.gradient, param=p, new=g) for p, g in new.items()]
 
 
-def several(value: Any) -> list[Any]:
+def several(value: T | Sequence[T] | None) -> list[T]:
     """Return one or several of something, or None, as a list."""
-    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+    return [] if value is None else list(value) if isinstance(value, Sequence) else [value]
 
 
-def ema_writes(root: nn.Module, ema: nn.Module, plan: ResizePlan, options: dict[str, Any]) -> Writes:
+def ema_writes(root: nn.Module, ema: nn.Module, plan: ResizePlan, options: ResizeOptions) -> Writes:
     """Compute the writes for an averaged copy, which has to be one of this model at the model's size."""
-    copy_ = find_model(ema)
-    request = make_request(type(copy_).__name__, plan.new_size, **options)
-    twin = plan_request(copy_, request)
-    if (
-        type(copy_) is not type(root)
-        or [c.key for c in twin] != [c.key for c in plan]
-        or twin.old_size != plan.old_size
-    ):
+    average = find_model(ema)
+    its = plan_to(average, plan.new_size, **options)
+    keys_differ = [c.key for c in its] != [c.key for c in plan]
+    if type(average) is not type(root) or keys_differ or its.old_size != plan.old_size:
         raise ResizeError(
-            f"{plan.model}: ema is a {twin.model} at {twin.old_size}, the model is at {plan.old_size}. "
-            "Give the EMA copy of this model, made at its present size."
+            f"{plan.model}: ema is a {its.model} at {its.old_size}, the model is at {plan.old_size}. "
+            "Give the EMA copy of this model, made at its present size.",
+            model=plan.model,
+            argument="ema",
         )
-    return model_writes(copy_, twin, {})
+    return model_writes(average, its, {})
 
 
 def optimizer_writes(
-    optimizer: Any, maps: dict[nn.Parameter, Resample], names: dict[int, str]
+    optimizer: OptimizerLike, maps: dict[nn.Parameter, Resample], names: dict[int, str]
 ) -> tuple[Writes, list[str]]:
     """Compute an optimizer's state for resampled parameters; return the writes, and remarks for the user.
 
@@ -58,7 +79,7 @@ def optimizer_writes(
     step, and a remark says so.
 
     Args:
-        optimizer: A `torch.optim.Optimizer`, or anything with a `state` mapping per parameter.
+        optimizer: Its `state` is written to when the writes are performed.
         maps: The map of each resampled parameter, before the parameters are written.
         names: Name of each parameter by id, for the remarks.
     """
@@ -74,20 +95,20 @@ def optimizer_writes(
             name = names.get(id(param), "a parameter")
             kind = type(optimizer).__name__
             remarks.append(f"{kind} state of {name} starts afresh: its {', '.join(odd)} cannot be resampled.")
-            writes.append(lambda t, p=param: t.item(states, p, MISSING))  # type: ignore[misc]
+            writes.append(partial(Transaction.item, mapping=states, key=param, new=MISSING))
             continue
         for key, value in mapped_state(state, param.shape, how).items():
-            writes.append(lambda t, s=state, k=key, v=value: t.item(s, k, v))  # type: ignore[misc]
+            writes.append(partial(Transaction.item, mapping=state, key=key, new=value))
     return writes, remarks
 
 
-def misshapen(state: dict[str, Any], shape: Sequence[int]) -> list[str]:
+def misshapen(state: ParamState, shape: Sequence[int]) -> list[str]:
     """Return the names of tensors in a parameter's state that are neither scalars nor of its shape."""
     flat = [(k, v) for k, values in state.items() for v in (values if isinstance(values, (list, tuple)) else (values,))]
     return sorted({k for k, v in flat if isinstance(v, Tensor) and v.numel() > 1 and v.shape != torch.Size(shape)})
 
 
-def mapped_state(state: dict[str, Any], shape: Sequence[int], how: Resample) -> dict[str, Tensor]:
+def mapped_state(state: ParamState, shape: Sequence[int], how: Resample) -> dict[str, Tensor]:
     """Return the resampled tensors of a parameter's state by name."""
     out = {}
     for key, value in state.items():

@@ -12,42 +12,55 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
+import torch
 from torch import Tensor, nn
 
 from timm_resize.core.plan import ResizePlan
-from timm_resize.resample import Resample, serial
+from timm_resize.resample import Resample
 
 
 def untouched(applied: Tensor, param: Tensor) -> bool:
     """Whether a parameter still holds the bits that a resize wrote."""
     if applied.is_meta or param.is_meta:
         return applied.shape == param.shape
-    return applied.shape == param.shape and serial.equal(applied.to(param), param.detach())
+    return applied.shape == param.shape and torch.equal(applied.to(param), param.detach())
 
 
 def touched(root: nn.Module) -> list[str]:
     """Return the names of resampled tensors of a model that no longer hold the bits that the resize wrote."""
-    state, links = dict(root.named_parameters()), getattr(root, CHAIN, {})
+    state, links = dict(root.named_parameters()), Chain(getattr(root, CHAIN, {}))
     return [key for key, link in links.items() if key not in state or not untouched(link["applied"], state[key])]
 
 
-Events = tuple[dict[str, Any], ...]
+Event = dict[str, Any]
+"""As in the head of this file."""
 
+Events = tuple[Event, ...]
 
 HISTORY = "_resize_history"
 """Attribute of a resized model that holds its history. Plain values, so that it unpickles anywhere."""
 
 
+class Link(TypedDict):
+    """The original of a resampled tensor, the coordinates it lives at (`Resample.source`), and what was written."""
+
+    origin: Tensor
+    source: tuple[Any, ...]
+    applied: Tensor
+
+
+Chain = dict[str, Link]
+
 CHAIN = "_resize_chain"
-"""Attribute of a resized model: per resampled tensor the original, where it lived, and what was written.
+"""Attribute of a resized model: a `Chain`, by the names of its resampled tensors.
 
 Plain dicts, tuples and tensors, so that a resized model unpickles where this package is not installed.
 """
 
 
-def extended(events: Sequence[dict[str, Any]], plan: ResizePlan, changed: Sequence[str] = ()) -> Events:
+def extended(events: Sequence[Event], plan: ResizePlan, changed: Sequence[str] = ()) -> Events:
     """Return a history with a resize added; `changed` names resampled tensors that are no longer as they were left."""
     out = list(events)
     start = list(plan.old_size or plan.new_size)

@@ -41,8 +41,10 @@ def needed(root: nn.Module, changes: Iterable[Change]) -> dict[torch.device, int
 def _like(root: nn.Module, change: Change) -> Tensor:
     """Return a tensor with the type and the device that a new one is going to have."""
     module = submodule(root, change.path)
-    found = module._parameters.get(change.name)
-    found = found if found is not None else module._buffers.get(change.name)
+    found: Tensor | None = None
+    if module is not None:
+        found = module._parameters.get(change.name)
+        found = found if found is not None else module._buffers.get(change.name)
     return found if found is not None else next(root.parameters(), torch.empty(0))
 
 
@@ -59,7 +61,10 @@ def check_memory(root: nn.Module, plan: ResizePlan, on: torch.device | None = No
         if free is not None and size > free:
             raise InvalidSizeError(
                 f"{plan.model}: img_size={plan.new_size} takes {size / 1e9:.1f} GB for its tensors, "
-                f"{free / 1e9:.1f} GB are free on {device}. Use a smaller size."
+                f"{free / 1e9:.1f} GB are free on {device}. Use a smaller size.",
+                model=plan.model,
+                argument="img_size",
+                value=plan.new_size,
             )
 
 

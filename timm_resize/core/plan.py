@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ class Rebuild:
     """
 
     fn: Callable[..., Tensor]
-    args: tuple[Any, ...] = ()
+    args: tuple[Hashable, ...] = ()
     like: str = ""
     label: str = "rebuilt"
 
@@ -126,62 +126,51 @@ class ResizePlan:
     def __str__(self) -> str:
         return self.summary()
 
-    def modules(self, model: nn.Module) -> dict[str, Any]:
-        """Return the modules of `model` that the plan changes, by path; MISSING for one that is not there."""
-        return {path: submodule(model, path) for path in {c.path for c in self.changes}}
+    def modules(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Return the modules of `model` that the plan changes, by path, as far as they are there."""
+        found = ((path, submodule(model, path)) for path in {c.path for c in self.changes})
+        return {path: module for path, module in found if module is not None}
 
     def check(self, model: nn.Module) -> None:
         """Raise StalePlanError unless every change's old side is what `model` holds now."""
         modules = self.modules(model)
         for change in self.changes:
-            if change.old is CACHE:
-                continue
-            have = _current(modules[change.path], change)
-            if change.kind == "attribute":
-                same = type(have) is type(change.old) and have == change.old
-            else:
-                same = have == change.old
-            if not same:
+            have = _current(modules.get(change.path), change)
+            if change.old is not CACHE and not same_value(have, change.old):
                 raise StalePlanError(
                     f"{self.model}: {change.key} is {have!r}, the plan was made for {change.old!r}. "
-                    f"Make a new plan with plan_resize(model, {self.new_size})."
+                    f"Make a new plan with plan_resize(model, {self.new_size}).",
+                    model=self.model,
                 )
 
 
-class _Missing:
-    """Stands for an attribute that is not there; one object, also after a copy or a pickle."""
+class Mark:
+    """Stands for something that is no value; one object, also after a copy or a pickle."""
+
+    def __init__(self, name: str) -> None:
+        """Take the name of the global that holds it."""
+        self.name = name
 
     def __reduce__(self) -> str:
-        return "MISSING"
+        return self.name
 
     def __repr__(self) -> str:
-        return "<missing>"
+        return f"<{self.name.lower()}>"
 
 
-MISSING = _Missing()
+MISSING = Mark("MISSING")
+"""Either side of a change of an attribute that is not there then."""
 
 
-class _Cache:
-    """Stands for whatever a cache holds; one object, also after a copy or a pickle."""
-
-    def __reduce__(self) -> str:
-        return "CACHE"
-
-    def __repr__(self) -> str:
-        return "<cache>"
-
-
-CACHE = _Cache()
+CACHE = Mark("CACHE")
 """Old side of a change that empties a cache, whatever it holds by the time the plan is applied."""
 
 
-def submodule(root: nn.Module, path: str) -> Any:
-    """Return the module at a dotted path, '' for the root; MISSING when there is none."""
-    found: Any = root
+def submodule(root: nn.Module, path: str) -> nn.Module | None:
+    """Return the module at a dotted path, '' for the root; None when there is none."""
+    found: nn.Module | None = root
     for part in path.split(".") if path else ():
-        found = found._modules.get(part, MISSING)
-        if found is MISSING:
-            break
+        found = found._modules.get(part) if found is not None else None
     return found
 
 
@@ -190,13 +179,14 @@ def shape_of(tensor: Tensor | None) -> tuple[int, ...] | None:
     return None if tensor is None else tuple(tensor.shape)
 
 
-def _current(module: Any, change: Change) -> Any:
-    if module is MISSING:
+def _current(module: nn.Module | None, change: Change) -> object:
+    """Return what a model has now where the change has its old side."""
+    if module is None:
         return MISSING
     if change.kind == "attribute":
         return module.__dict__.get(change.name, MISSING)
-    tensors = module._parameters if change.kind == "parameter" else module._buffers
-    return shape_of(tensors[change.name]) if change.name in tensors else MISSING
+    tensors: Mapping[str, Tensor | None] = module._parameters if change.kind == "parameter" else module._buffers
+    return shape_of(tensors.get(change.name))
 
 
 def _merged(changes: Iterator[Change]) -> Iterator[tuple[str, str, str, str]]:
@@ -217,8 +207,15 @@ def _side(change: Change, value: Any) -> str:
     return "none" if value is None else "x".join(map(str, value)) or "scalar"
 
 
-def same_value(a: Any, b: Any) -> bool:
-    """Whether two attribute values are equal and of the same type, tensors bit for bit."""
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and torch.equal(a, b)
-    return type(a) is type(b) and bool(a == b)
+def same_value(a: object, b: object) -> bool:
+    """Whether two attribute values are equal and of the same type; tensors bit for bit, in containers too."""
+    if a is b or type(a) is not type(b):
+        return a is b
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        alike = (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
+        return alike and (a.is_meta or torch.equal(a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same_value(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(same_value, a, b))
+    return bool(a == b)

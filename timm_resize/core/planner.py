@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import nn
+from typing_extensions import Unpack
 
 from timm_resize.core.context import Context, Invalid, check_options
 from timm_resize.core.find import TRAIT, Walk, current_size, refuse_state, root_handler, walk
 from timm_resize.core.memory import memory_note
 from timm_resize.core.plan import MISSING, Change, ResizePlan, same_value
 from timm_resize.core.registry import Handler
-from timm_resize.core.request import Request, make_request, nothing_asked
+from timm_resize.core.request import Request, ResizeOptions, make_request, nothing_asked
 from timm_resize.errors import InvalidSizeError, ResizeError, UnsupportedModelError
-from timm_resize.geometry import Size
+from timm_resize.geometry import Size, SizeLike, short
+
+
+def plan_to(root: nn.Module, img_size: SizeLike | None = None, **options: Unpack[ResizeOptions]) -> ResizePlan:
+    """Plan a resize of a model that `find_model` returned."""
+    return plan_request(root, make_request(type(root).__name__, img_size, **options))
 
 
 def plan_request(root: nn.Module, request: Request) -> ResizePlan:
@@ -24,7 +30,9 @@ def plan_request(root: nn.Module, request: Request) -> ResizePlan:
     name, old = type(root).__name__, current_size(root)
     new = request.img_size or old
     if new is None:
-        raise InvalidSizeError(f"{name}: img_size=None and the model records no size. Use img_size=224.")
+        raise InvalidSizeError(
+            f"{name}: img_size=None and the model records no size. Use img_size=224.", model=name, argument="img_size"
+        )
     if nothing_asked(request) and new == old:
         return ResizePlan(name, old, new)
     modules = walk(root)
@@ -32,7 +40,7 @@ def plan_request(root: nn.Module, request: Request) -> ResizePlan:
     try:
         return _plan(root, request, old, new, modules)
     except Invalid as refusal:
-        raise InvalidSizeError(_refusal(root, request, new, str(refusal))) from None
+        raise _refused(root, request, new, str(refusal)) from None
 
 
 def _plan(root: nn.Module, request: Request, old: Size | None, new: Size, modules: Walk) -> ResizePlan:
@@ -42,7 +50,8 @@ def _plan(root: nn.Module, request: Request, old: Size | None, new: Size, module
     if handler is None and not ctx._visited:
         raise UnsupportedModelError(
             f"{type(root).__name__}: no handler for this class nor for any layer in it. "
-            "Write one with @timm_resize.register."
+            "Write one with @timm_resize.register.",
+            model=type(root).__name__,
         )
     for module in (root, *ctx.models):
         changes += _bookkeeping(ctx, module, new)
@@ -50,11 +59,11 @@ def _plan(root: nn.Module, request: Request, old: Size | None, new: Size, module
     return ResizePlan(type(root).__name__, old, new, tuple(changes), notes, tuple(ctx.warnings))
 
 
-def _changes(ctx: Context, handler: Handler | None) -> Any:
-    known = (handler.options if handler else ()) + ("window_size", "patch_size")
-    check_options(ctx.root, ctx.request.options, handler.options if handler else known)
-    if ctx.request.patch_size is not None and handler and "patch_size" not in handler.options:
-        check_options(ctx.root, {"patch_size": ctx.request.patch_size}, handler.options)
+def _changes(ctx: Context, handler: Handler | None) -> Iterator[Change]:
+    asked = dict(ctx.request.options)
+    if ctx.request.patch_size is not None:
+        asked["patch_size"] = ctx.request.patch_size
+    check_options(ctx.root, asked, handler.options if handler else ("window_size", "patch_size"))
     if handler is not None:
         yield from handler.plan(ctx.root, ctx)
     yield from ctx.visit_rest()
@@ -110,11 +119,13 @@ def _bookkeeping(ctx: Context, root: nn.Module, new: Size) -> list[Change]:
     return out
 
 
-def _refusal(root: nn.Module, request: Request, new: Size, reason: str) -> str:
-    near = sorted(nearest_valid(root, request, new, clean=True) or nearest_valid(root, request, new, clean=False))
-    names = " or ".join(str(s[0] if new[0] == new[1] and s[0] == s[1] else s) for s in near)
+def _refused(root: nn.Module, request: Request, new: Size, reason: str) -> InvalidSizeError:
+    name = type(root).__name__
+    near = nearest_valid(root, request, new, clean=True) or nearest_valid(root, request, new, clean=False)
+    names = " or ".join(short(s) if new[0] == new[1] else str(s) for s in sorted(near))
     advice = f"Use {names}." if near else "No valid size was found near it."
-    return f"{type(root).__name__}: img_size={new} {reason}. {advice}"
+    text = f"{name}: img_size={new} {reason}. {advice}"
+    return InvalidSizeError(text, model=name, argument="img_size", value=new, nearest=near)
 
 
 def nearest_valid(root: nn.Module, request: Request, wanted: Size, clean: bool) -> list[Size]:

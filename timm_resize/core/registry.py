@@ -7,7 +7,7 @@ import importlib
 import inspect
 import pkgutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ from timm_resize.errors import ResizeError
 ENTRY_POINT_GROUP = "timm_resize.handlers"
 
 
-PlanFunction = Callable[..., Iterator[Any]]
+PlanFunction = Callable[..., Generator[Any, None, Any]]
 
 
 F = TypeVar("F", bound=PlanFunction)

@@ -2,12 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypedDict
+
+from torch import nn
 
 from timm_resize.errors import ResizeError, near_names
-from timm_resize.geometry import Size, parse_size
+from timm_resize.geometry import Size, SizeLike, parse_size
 from timm_resize.resample.maps import MODES
+
+
+class ResizeOptions(TypedDict, total=False):
+    """The keywords of a resize beside the image size: `patch_size` to `preset` for all, the rest of some families.
+
+    A family of your own may take others; they pass at run time.
+
+    Attributes:
+        patch_size: New patch size, an int or (h, w).
+        window_policy: "timm": as stock's `set_input_size`; "keep"; "scale" with the image.
+        interpolation: Of position embeddings, token mixing and bias tables; "geometric" is for the latter.
+        antialias: Antialias it.
+        preset: Interpolation and antialias as upstream code has them.
+        window_size: Stock's, as all that follow: an int, (h, w), or one per stage.
+    """
+
+    patch_size: SizeLike | None
+    window_policy: Literal["timm", "keep", "scale"]
+    interpolation: Literal["bicubic", "bilinear", "nearest", "geometric"] | None
+    antialias: bool | None
+    preset: Literal["timm", "deit", "big_vision"] | None
+    window_size: SizeLike | Sequence[SizeLike] | None
+    window_ratio: int | None
+    always_partition: bool | None
+    grid_size: SizeLike | None
+    partition_ratio: int | None
+    transformer_window_size: SizeLike | None
+    transformer_grid_size: SizeLike | None
+    transformer_partition_ratio: int | None
 
 
 @dataclass(frozen=True)
@@ -23,6 +55,7 @@ class Request:
         table_mode: Interpolation of bias tables: "geometric" or one of `resample.MODES`.
         constructing: Aim for the structure of the constructor, not for that of `set_input_size`.
         options: Family keywords as given: window_size, window_ratio, always_partition ….
+        copies: Parts of the model that were copied to run for shapes, with their copies, by the part's id.
     """
 
     img_size: Size | None = None
@@ -33,6 +66,7 @@ class Request:
     table_mode: str = "geometric"
     constructing: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    copies: dict[int, tuple[nn.Module, nn.Module]] = field(default_factory=dict, compare=False, repr=False)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -48,9 +82,9 @@ POLICIES = ("timm", "keep", "scale")
 
 def make_request(
     owner: str,
-    img_size: Any = None,
+    img_size: SizeLike | None = None,
     *,
-    patch_size: Any = None,
+    patch_size: SizeLike | None = None,
     window_policy: str = "timm",
     interpolation: str | None = None,
     antialias: bool | None = None,
@@ -71,7 +105,13 @@ def make_request(
     ):
         if value is not None and value not in known:
             near = near_names(str(value), known) or ", ".join(known)
-            raise ResizeError(f"{owner}: {name}={value!r} is not known. Use {near}.")
+            raise ResizeError(
+                f"{owner}: {name}={value!r} is not known. Use {near}.",
+                model=owner,
+                argument=name,
+                value=value,
+                nearest=near.split(", "),
+            )
     chosen = dict(PRESETS[preset]) if preset else {}
     if interpolation not in (None, "geometric"):
         chosen["interpolation"] = interpolation

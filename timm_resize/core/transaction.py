@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,23 +13,41 @@ from torch import Tensor, nn
 from timm_resize.core.plan import MISSING
 
 Writes = list[Callable[["Transaction"], None]]
+"""Each performs one write through the transaction that it is given."""
+
+_turns = threading.RLock()
+
+
+@contextmanager
+def resizing() -> Iterator[None]:
+    """Take turns with the other threads that resize a model in place, from the plan to the last write; no autograd."""
+    with torch.inference_mode(False), torch.no_grad(), _turns:
+        yield
+
+
+def write_all(writes: Writes) -> Callable[[], None]:
+    """Perform all writes or, on any error, none; returns what undoes them."""
+    transaction = Transaction()
+    try:
+        for write in writes:
+            write(transaction)
+    except BaseException:
+        transaction.undo()
+        raise
+    return transaction.undo
 
 
 class Transaction:
-    """Writes that all happen or all do not: leaving by an exception undoes them in reverse order."""
+    """Writes, each with its undo logged first."""
 
     def __init__(self) -> None:
         """Start with an empty log."""
         self._undo: list[Callable[[], None]] = []
 
-    def __enter__(self) -> Transaction:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            for undo in reversed(self._undo):
-                undo()
-        self._undo.clear()
+    def undo(self) -> None:
+        """Take every write back, the last first."""
+        while self._undo:
+            self._undo.pop()()
 
     def parameter(self, param: nn.Parameter, new: Tensor) -> None:
         """Give `param` new data, possibly of another shape; a pending gradient of another shape is dropped."""
@@ -72,12 +91,12 @@ class Transaction:
 
         self._log(do, undo)
 
-    def attribute(self, owner: Any, name: str, new: Any) -> None:
+    def attribute(self, owner: object, name: str, new: object) -> None:
         """Set an attribute; `MISSING` deletes it."""
         old = type(owner) if name == "__class__" else owner.__dict__.get(name, MISSING)
         self._log(lambda: set_attribute(owner, name, new), lambda: set_attribute(owner, name, old))
 
-    def item(self, mapping: Any, key: Any, new: Any) -> None:
+    def item(self, mapping: MutableMapping[Any, Any], key: Hashable, new: object) -> None:
         """Set an entry of a dict, e.g. of an optimizer's state; `MISSING` deletes it."""
         old = mapping.get(key, MISSING)
         self._log(lambda: _set_item(mapping, key, new), lambda: _set_item(mapping, key, old))
@@ -92,7 +111,7 @@ def _write(do: Callable[[], None]) -> None:
     do()
 
 
-def _set_item(mapping: Any, key: Any, value: Any) -> None:
+def _set_item(mapping: MutableMapping[Any, Any], key: Hashable, value: object) -> None:
     if value is MISSING:
         mapping.pop(key, None)
     else:
@@ -108,10 +127,7 @@ def _reset_accumulator(param: nn.Parameter) -> None:
     param.data = torch.empty(0, dtype=other, device=param.device)
 
 
-writing = threading.RLock()
-
-
-def set_attribute(owner: Any, name: str, value: Any) -> None:
+def set_attribute(owner: object, name: str, value: object) -> None:
     """Set an attribute; `MISSING` deletes it."""
     if value is MISSING:
         owner.__dict__.pop(name, None)

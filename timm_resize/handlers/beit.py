@@ -5,13 +5,10 @@ from __future__ import annotations
 from timm.models.beit import Attention, Beit, RelativePositionBias
 
 from timm_resize.core.context import Changes, Context
-from timm_resize.core.plan import Rebuild
 from timm_resize.core.registry import register
 from timm_resize.geometry import Size
-from timm_resize.handlers.layers.relative_position import relative_position_index
-
-TOKEN_ROWS = 3
-"""Last rows of a table: class token to patch, patch to class token, class token to itself."""
+from timm_resize.handlers.layers.patch_embed import plan_grids
+from timm_resize.handlers.layers.relative_position import resize_bias_table
 
 
 @register(
@@ -34,41 +31,18 @@ TOKEN_ROWS = 3
 )
 def plan_beit(model: Beit, ctx: Context) -> Changes:
     """Take the whole patch grid as the window of every table."""
-    old, new, reduction = yield from ctx.visit(model.patch_embed)
-    yield from ctx.parameter(model, "pos_embed", ctx.pos_embed(old, new, prefix=model.num_prefix_tokens))
+    grids = yield from plan_grids(model, model.patch_embed, ctx)
+    yield from ctx.parameter(model, "pos_embed", ctx.pos_embed(grids.old, grids.new, prefix=model.num_prefix_tokens))
     if model.rel_pos_bias is not None:
-        yield from ctx.visit(model.rel_pos_bias, window_size=new)
+        yield from ctx.visit(model.rel_pos_bias, window_size=grids.new)
     for block in model.blocks:
-        yield from ctx.visit(block.attn, window_size=new)
-    yield from ctx.attribute(model, feature_info=[dict(i, reduction=reduction) for i in model.feature_info])
+        yield from ctx.visit(block.attn, window_size=grids.new)
 
 
-@register(Attention, state="relative_position_bias_table, where it has one", method="geometric linear")
-def plan_beit_attention(attention: Attention, ctx: Context, *, window_size: Size) -> Changes:
-    """Resample the block's own table; blocks that use the shared one have none."""
-    if attention.relative_position_bias_table is not None:
-        yield from _table(attention, ctx, window_size)
-        yield from ctx.attribute(attention, num_relative_distance=_offsets(window_size) + TOKEN_ROWS)
-
-
-@register(RelativePositionBias, state="relative_position_bias_table", method="geometric linear")
-def plan_beit_relative_position_bias(bias: RelativePositionBias, ctx: Context, *, window_size: Size) -> Changes:
-    """Resample the table that all blocks share."""
-    yield from _table(bias, ctx, window_size)
-    yield from ctx.attribute(bias, window_area=window_size[0] * window_size[1])
-
-
-def _table(owner: Attention | RelativePositionBias, ctx: Context, window: Size) -> Changes:
-    old = tuple(owner.window_size)
-    how = ctx.rel_pos_table(old, window, suffix=TOKEN_ROWS)
-    yield from ctx.parameter(owner, "relative_position_bias_table", how)
-    if window != old:
-        tokens = 1 + window[0] * window[1]
-        yield from ctx.attribute(owner, window_size=window)
-        yield from ctx.buffer(
-            owner, "relative_position_index", (tokens, tokens), Rebuild(relative_position_index, (window, True))
-        )
-
-
-def _offsets(window: Size) -> int:
-    return (2 * window[0] - 1) * (2 * window[1] - 1)
+@register(
+    Attention, RelativePositionBias, state="relative_position_bias_table, where it has one", method="geometric linear"
+)
+def plan_beit_bias(bias: Attention | RelativePositionBias, ctx: Context, *, window_size: Size) -> Changes:
+    """Resample a table, a block's own or the one that all share; blocks that use the shared one have none."""
+    if bias.relative_position_bias_table is not None:
+        yield from resize_bias_table(bias, ctx, window_size, class_token=True)

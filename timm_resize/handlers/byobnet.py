@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from timm.layers.attention_pool2d import AttentionPool2d
@@ -23,25 +22,19 @@ from timm.models.byobnet import (
 )
 from torch import Tensor, nn
 
-from timm_resize.core.context import Changes, Context
-from timm_resize.core.plan import Rebuild
+from timm_resize.core.context import Changes, Context, Rebuild
 from timm_resize.core.registry import register
-from timm_resize.geometry import Size, floor_div, text
-from timm_resize.handlers.layers.conv_size import map_size
-from timm_resize.handlers.layers.sizes import check_small
+from timm_resize.geometry import Size, divisible, floor_div, text
+from timm_resize.handlers.layers.conv_size import SPATIAL, map_size
+from timm_resize.handlers.size_free import check_forward
 from timm_resize.resample import AxisMap, Resample
 from timm_resize.resample.sampling import sample_matrix
 
 ATTENTION = (BottleneckAttn, LambdaLayer, HaloAttn, BatNonLocalAttn)
 
-
 RESIDUAL = (BasicBlock, BottleneckBlock, DarkBlock, EdgeBlock, SelfAttnBlock)
 
-
-SPATIAL = (nn.Conv2d, nn.AvgPool2d, nn.MaxPool2d)
-
-
-_NARROW: dict[str, Any] = {"width_factor": 0.25}
+_NARROW = {"width_factor": 0.25}
 
 
 @register(
@@ -64,7 +57,7 @@ _NARROW: dict[str, Any] = {"width_factor": 0.25}
 def plan_byobnet(model: ByobNet, ctx: Context) -> Changes:
     """Follow the map through every layer as forward does, where stock's constructor halves it rounding down."""
     if any(isinstance(m, (RepVggBlock, MobileOneBlock)) for m in model.modules()):
-        check_small(model, ctx)  # parallel branches, which `_follow` does not know; no attention in stock's
+        check_forward(model, ctx)  # parallel branches, which `_follow` does not know; no attention in stock's
         return
     layers = [m for name, m in model.named_children() if name not in ("head", "global_pool")]  # also of a wrapper
     size = ctx.new_size
@@ -95,20 +88,20 @@ def _warn_of_stock_count(model: ByobNet, ctx: Context, size: Size) -> None:
 def _follow(module: nn.Module, ctx: Context, size: Size) -> Changes:
     """Visit the attention inside `module` in forward's order; returns the map that it makes of a map of `size`."""
     if isinstance(module, ATTENTION):
-        return (yield from ctx.visit(module, feat_size=size))
-    if isinstance(module, RESIDUAL):
-        return (yield from _residual(module, ctx, size))
-    if isinstance(module, SPATIAL):
+        size = yield from ctx.visit(module, feat_size=size)
+    elif isinstance(module, RESIDUAL):
+        size = yield from _residual(module, ctx, size)
+    elif isinstance(module, SPATIAL):
         size = map_size(module, size)
-        if min(size) < 1:
-            ctx.invalid(f"leaves no map for {ctx.path(module)}")
-        return size
-    for child in module.children():
-        size = yield from _follow(child, ctx, size)
+    else:
+        for child in module.children():
+            size = yield from _follow(child, ctx, size)
+    if min(size) < 1:
+        ctx.invalid(f"leaves no map for {ctx.path(module)}")
     return size
 
 
-def _residual(block: Any, ctx: Context, size: Size) -> Changes:
+def _residual(block: BottleneckBlock, ctx: Context, size: Size) -> Changes:
     """Follow a block's main branch, and check that its shortcut comes out alike.
 
     Channel attention (`attn`, `attn_last`) computes on pooled maps and gives the map back as it was.
@@ -125,11 +118,6 @@ def _residual(block: Any, ctx: Context, size: Size) -> Changes:
     return main
 
 
-def _pooled(pool: nn.Module, ctx: Context, size: Size) -> Changes:
-    """Return the map after an attention layer's own pool, if it has one."""
-    return (yield from _follow(pool, ctx, size))
-
-
 @register(
     BottleneckAttn,
     state="pos_embed.height_rel (2h-1, dim), pos_embed.width_rel (2w-1, dim)",
@@ -143,7 +131,7 @@ def plan_bottleneck_attn(attention: BottleneckAttn, ctx: Context, *, feat_size: 
         rows = int(getattr(embed, name).shape[0])
         yield from ctx.parameter(embed, name, Resample((RelativeOffset(rows, 2 * side - 1, **options),)))
     yield from ctx.attribute(embed, height=feat_size[0], width=feat_size[1])
-    return (yield from _pooled(attention.pool, ctx, feat_size))
+    return map_size(attention.pool, feat_size)
 
 
 @register(LambdaLayer, state="pos_emb (2h-1, 2w-1, dim), rel_pos_indices", method="linear, scaled by M/M'")
@@ -162,7 +150,7 @@ def plan_lambda_layer(layer: LambdaLayer, ctx: Context, *, feat_size: Size) -> C
         yield from ctx.attribute(layer, feat_size=feat_size)
     if layer.pos_emb is not None:  # the table fits every map of as many cells
         yield from ctx.guard(layer, lambda size: size, feat_size)
-    return (yield from _pooled(layer.pool, ctx, feat_size))
+    return map_size(layer.pool, feat_size)
 
 
 def relative_indices(size: Size, *, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -170,24 +158,15 @@ def relative_indices(size: Size, *, device: torch.device, dtype: torch.dtype) ->
     return rel_pos_indices(size, device=device).to(dtype)
 
 
-@register(HaloAttn, sizes="maps divisible by block_size")
-def plan_halo_attn(attention: HaloAttn, ctx: Context, *, feat_size: Size) -> Changes:
-    """Check that blocks divide the map; tables are of one window. Returns the map after stride and pool."""
-    block = attention.block_size
-    if feat_size[0] % block or feat_size[1] % block:
-        ctx.invalid(f"gives a {text(feat_size)} map to {ctx.path(attention)}, not divisible by its block_size={block}")
-    stride = attention.block_stride
-    return (yield from _pooled(attention.pool, ctx, (feat_size[0] // stride, feat_size[1] // stride)))
-
-
-@register(BatNonLocalAttn, sizes="maps divisible by block_size")
-def plan_bat_non_local_attn(attention: BatNonLocalAttn, ctx: Context, *, feat_size: Size) -> Changes:
-    """Check that blocks divide the map; no weight spans it. Returns the map, which stays."""
-    block = attention.ba.block_size
-    if feat_size[0] % block or feat_size[1] % block:
+@register(HaloAttn, BatNonLocalAttn, sizes="maps divisible by block_size")
+def plan_blocked_attention(attention: HaloAttn | BatNonLocalAttn, ctx: Context, *, feat_size: Size) -> Changes:
+    """Check that blocks divide the map; tables are of one window, or none. Returns the map after stride and pool."""
+    halo = isinstance(attention, HaloAttn)
+    block = attention.block_size if halo else attention.ba.block_size
+    if not divisible(feat_size, block):
         ctx.invalid(f"gives a {text(feat_size)} map to {ctx.path(attention)}, not divisible by its block_size={block}")
     yield from ()
-    return feat_size
+    return map_size(attention.pool, floor_div(feat_size, attention.block_stride)) if halo else feat_size
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from timm.models.cait import Cait
 
 from timm_resize.core.context import Changes, Context
 from timm_resize.core.registry import register
+from timm_resize.handlers.layers.patch_embed import plan_grids
 
 
 @register(
@@ -18,6 +19,5 @@ from timm_resize.core.registry import register
 )
 def plan_cait(model: Cait, ctx: Context) -> Changes:
     """Resample the position embedding from the old patch grid to the new."""
-    old, new, reduction = yield from ctx.visit(model.patch_embed)
-    yield from ctx.parameter(model, "pos_embed", ctx.pos_embed(old, new))
-    yield from ctx.attribute(model, feature_info=[dict(i, reduction=reduction) for i in model.feature_info])
+    grids = yield from plan_grids(model, model.patch_embed, ctx)
+    yield from ctx.parameter(model, "pos_embed", ctx.pos_embed(grids.old, grids.new))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from timm.models.coat import CoaT
 
-from timm_resize.core.context import Changes, Context
+from timm_resize.core.context import Changes, Context, Grids
 from timm_resize.core.registry import register
-from timm_resize.geometry import Size, floor_div, text
+from timm_resize.geometry import Size, left_over, text, times
 
 
 @register(
@@ -29,29 +29,20 @@ def plan_coat(model: CoaT, ctx: Context) -> Changes:
         embed = getattr(model, f"patch_embed{number}")
         if embed is None:
             break
-        patch = tuple(embed.patch_size)
-        cell = (cell[0] * patch[0], cell[1] * patch[1])
-        grid = floor_div(size, patch)
-        if min(grid) < 1:
+        cell = times(cell, tuple(embed.patch_size))
+        size = (yield from ctx.visit(embed, Grids, given=size)).new
+        if min(size) < 1:
             ctx.invalid(f"leaves stage {number} no patch: one takes {text(cell)} pixels")
-        ctx._visited.add(id(embed))  # its input is a map, not the image that its own handler assumes
-        yield from ctx.attribute(embed, img_size=size, grid_size=grid, num_patches=grid[0] * grid[1])
-        grids.append(grid)
-        size = grid
+        grids.append(size)
     if model.parallel_blocks is not None:
         _check_parallel(ctx, grids)
-    rest = (ctx.new_size[0] - size[0] * cell[0], ctx.new_size[1] - size[1] * cell[1])
-    if any(rest):
-        ctx.warn(
-            f"img_size={ctx.new_size} leaves the last {rest[0]} rows and {rest[1]} columns of pixels out of "
-            f"stage {len(grids)}, whose cells take {text(cell)}."
-        )
+    ctx.warn_dropped(left_over(ctx.new_size, times(size, cell)), f"the cells of stage {len(grids)} take {text(cell)}")
 
 
 def _check_parallel(ctx: Context, grids: list[Size]) -> None:
     """Refuse grids that the parallel blocks cannot add up: they scale stages 3 and 4 by exactly 2 and 4."""
     second, last = grids[1], grids[3]
-    if second != (last[0] * 4, last[1] * 4):
+    if second != times(last, 4):
         ctx.invalid(
             f"gives a {text(second)} grid at stage 2 and {text(last)} at stage 4, not a quarter of it, "
             "which the parallel blocks need"

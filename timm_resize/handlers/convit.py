@@ -6,10 +6,10 @@ import torch
 from timm.models.convit import GPSA, ConVit
 from torch import Tensor
 
-from timm_resize.core.context import Changes, Context
-from timm_resize.core.plan import Rebuild
+from timm_resize.core.context import Changes, Context, Rebuild
 from timm_resize.core.registry import register
 from timm_resize.geometry import Size
+from timm_resize.handlers.layers.patch_embed import plan_grids
 
 
 @register(
@@ -22,14 +22,13 @@ from timm_resize.geometry import Size
 )
 def plan_convit(model: ConVit, ctx: Context) -> Changes:
     """Resample the position embedding and rebuild the relative positions of the blocks with gated attention."""
-    old, new, reduction = yield from ctx.visit(model.patch_embed)
+    grids = yield from plan_grids(model, model.patch_embed, ctx)
+    old, new = grids.old, grids.new
     yield from ctx.parameter(model, "pos_embed", ctx.pos_embed(old, new))
     for block in model.blocks:
         if isinstance(block.attn, GPSA):
             yield from ctx.visit(block.attn, old=old, new=new)
-    yield from ctx.attribute(
-        model, num_patches=new[0] * new[1], feature_info=[dict(i, reduction=reduction) for i in model.feature_info]
-    )
+    yield from ctx.attribute(model, num_patches=new[0] * new[1])
 
 
 @register(GPSA, state="rel_indices (1, h*w, h*w, 3)", method="rebuilt")

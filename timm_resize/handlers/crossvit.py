@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import ceil
-from typing import Any
 
 from timm.models.crossvit import CrossVit, PatchEmbed
-from torch import nn
 
-from timm_resize.core.context import Changes, Context
-from timm_resize.core.plan import MISSING
+from timm_resize.core.context import MISSING, Changes, Context
 from timm_resize.core.registry import register
-from timm_resize.geometry import Size, floor_div, text
+from timm_resize.geometry import Size, floor_div, left_over, text, times
+from timm_resize.handlers.layers.conv_size import map_size
 
 Scales = tuple[float, ...]
 
-
-_SMALL: dict[str, Any] = {"depth": [[1, 1, 0]], "embed_dim": [32, 64], "num_heads": [2, 2]}
+_SMALL = {"depth": [[1, 1, 0]], "embed_dim": [32, 64], "num_heads": [2, 2]}
 
 
 @register(
@@ -44,13 +41,9 @@ def plan_crossvit(model: CrossVit, ctx: Context) -> Changes:
             )
         size = branch_size(embed, ctx.new_size, scale)
         old, new = _table_grid(model, number), floor_div(size, patch)
-        rest = (size[0] - new[0] * patch[0], size[1] - new[1] * patch[1])
-        if any(rest):
-            ctx.warn(
-                f"img_size={ctx.new_size} drops {rest[0]} rows and {rest[1]} columns of branch {number}'s "
-                f"{text(size)} image, whose patches take {text(patch)}."
-            )
-        elif scale == 1 and size != ctx.new_size:
+        rest = left_over(size, times(new, patch))
+        ctx.warn_dropped(rest, f"the patches of branch {number}'s {text(size)} image take {text(patch)}")
+        if not any(rest) and scale == 1 and size != ctx.new_size:
             ctx.warn(
                 f"img_size={ctx.new_size} is scaled to {text(size)} in branch {number}, "
                 f"whose patches take {text(patch)}."
@@ -65,8 +58,8 @@ def plan_crossvit(model: CrossVit, ctx: Context) -> Changes:
 
 def _scale_records(model: CrossVit, ctx: Context, scales: Scales, sizes: Sequence[Size]) -> Changes:
     """Keep the scales where they cannot be read off the sizes, and record what makes stock build the sizes."""
-    told = _read_scales(model, ctx.new_size, sizes) == scales
-    yield from ctx.attribute(model, img_scale=MISSING if told else scales)
+    readable = _read_scales(model, ctx.new_size, sizes) == scales
+    yield from ctx.attribute(model, img_scale=MISSING if readable else scales)
     if all(_cut(ctx.new_size, scale) == size for scale, size in zip(scales, sizes, strict=True)):
         built: Sequence[float | None] = scales
         if "img_scale" not in (getattr(model, "_model_args", None) or {}):
@@ -90,21 +83,10 @@ def branch_size(embed: PatchEmbed, size: Size, scale: float) -> Size:
     """
     patch, cut = tuple(embed.patch_size), _cut(size, scale)
     grid = floor_div(cut, patch)
-    if grid[0] * cut[1] // patch[1] == grid[0] * grid[1] and min(grid) and _forward_grid(embed, cut) == grid:
+    if grid[0] * cut[1] // patch[1] == grid[0] * grid[1] and min(grid) and map_size(embed.proj, cut) == grid:
         return cut
     height, width = (max(int(side / p + 0.5), 1) * p for side, p in zip(cut, patch, strict=True))
     return height, width
-
-
-def _forward_grid(embed: PatchEmbed, size: Size) -> Size:
-    """Return the grid that the projection, one convolution or several, makes of an image."""
-    sides = list(size)
-    for conv in embed.proj.modules():
-        if isinstance(conv, nn.Conv2d):
-            padding: Any = conv.padding
-            for axis in (0, 1):
-                sides[axis] = (sides[axis] + 2 * padding[axis] - conv.kernel_size[axis]) // conv.stride[axis] + 1
-    return sides[0], sides[1]
 
 
 def branch_scales(model: CrossVit) -> Scales:

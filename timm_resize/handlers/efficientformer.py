@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from timm.models.efficientformer import Attention, EfficientFormer
 from torch import Tensor, nn
@@ -11,14 +9,14 @@ from torch import Tensor, nn
 from timm_resize.core.context import Changes, Context
 from timm_resize.core.registry import register
 from timm_resize.errors import UnsupportedModelError
-from timm_resize.geometry import Size, ceil_div, text
+from timm_resize.geometry import Size, ceil_div, divisible, text
 from timm_resize.handlers.layers.conv_size import map_size
 from timm_resize.handlers.layers.offset_bias import offset_index, resize_offset_bias
 
 _STOCK_GRID = (7, 7)
 """What the constructor makes at every `img_size`."""
 
-_NARROW: dict[str, Any] = {"num_vit": 2, "mlp_ratios": 1, "embed_dims": (16, 32, 48, 64)}
+_NARROW = {"num_vit": 2, "mlp_ratios": 1, "embed_dims": (16, 32, 48, 64)}
 
 
 @register(
@@ -33,23 +31,18 @@ _NARROW: dict[str, Any] = {"num_vit": 2, "mlp_ratios": 1, "embed_dims": (16, 32,
 )
 def plan_efficientformer(model: EfficientFormer, ctx: Context) -> Changes:
     """Follow the map through stem and stages, whose convolutions all round up."""
-    size = ctx.new_size
-    for conv in (model.stem.conv1, model.stem.conv2):
-        size = map_size(conv, size)
-    stages: list[Any] = ctx.sequence(model, "stages")
+    size = map_size(model.stem, ctx.new_size)
+    stages = ctx.sequence(model, "stages")
     for i, stage in enumerate(stages):
         before, size = size, map_size(getattr(stage.downsample, "conv", None), size)
-        attentions = [block.token_mixer for block in stage.blocks if isinstance(_mixer(block), Attention)]
+        mixers = [getattr(block, "token_mixer", None) for block in stage.blocks]
+        attentions = [mixer for mixer in mixers if isinstance(mixer, Attention)]
         for attention in attentions:
             yield from ctx.visit(attention, resolution=size)
-        if attentions and i == model.num_stages - 1 and (before[0] % 2 or before[1] % 2):
+        if attentions and i == model.num_stages - 1 and not divisible(before, 2):
             if isinstance(model.norm, nn.Identity):  # pruned to a feature extractor, which has no other forward
                 ctx.invalid(f"gives a {text(before)} map before the last stage, whose features need an even one")
             ctx.note(f"forward_intermediates cannot reshape the last stage's output after an odd map ({text(before)})")
-
-
-def _mixer(block: Any) -> Any:
-    return getattr(block, "token_mixer", None)
 
 
 @register(Attention, state="attention_biases (heads, h*w), attention_bias_idxs", method="as EfficientFormer")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from timm.models.efficientformer_v2 import Attention2d, Attention2dDownsample, EfficientFormerV2
 
 from timm_resize.core.context import Changes, Context
 from timm_resize.core.registry import register
-from timm_resize.geometry import Size, ceil_div, text
+from timm_resize.geometry import Size, ceil_div, divisible, text
 from timm_resize.handlers.layers.conv_size import map_size
 from timm_resize.handlers.layers.offset_bias import resize_offset_bias
 
@@ -23,10 +21,10 @@ from timm_resize.handlers.layers.offset_bias import resize_offset_bias
 def plan_efficientformer_v2(model: EfficientFormerV2, ctx: Context) -> Changes:
     """Follow the map through stem and stages, whose convolutions all round up."""
     size = ctx.new_size
-    for layer in _stem(model, ctx):
-        size = map_size(layer.conv, size)
-    stages: list[Any] = ctx.sequence(model, "stages")
-    for stage in stages:
+    for name, part in model.named_children():
+        if name == "stem" or name.startswith("stem_"):  # a feature wrapper flattens the stem
+            size = map_size(part, size)
+    for stage in ctx.sequence(model, "stages"):
         downsample = stage.downsample
         if hasattr(downsample, "conv"):
             if downsample.attn is not None:
@@ -35,13 +33,6 @@ def plan_efficientformer_v2(model: EfficientFormerV2, ctx: Context) -> Changes:
         for block in stage.blocks:
             if block.token_mixer is not None:
                 yield from ctx.visit(block.token_mixer, resolution=size)
-
-
-def _stem(model: Any, ctx: Context) -> list[Any]:
-    """Return the stem's convolutions, also where a feature wrapper flattened it."""
-    if "stem" in model._modules:
-        return list(model.stem.children())
-    return [model._modules[name] for name in ("stem_conv1", "stem_conv2")]
 
 
 @register(Attention2d, state="attention_biases (heads, h*w)", method="as EfficientFormerV2")
@@ -53,7 +44,7 @@ def plan_attention_2d(attention: Attention2d, ctx: Context, *, resolution: Size)
     inner = resolution
     if attention.stride_conv is not None:
         stride = int(attention.upsample.scale_factor)
-        if resolution[0] % stride or resolution[1] % stride:
+        if not divisible(resolution, stride):
             where = f"a {text(resolution)} map to {ctx.path(attention)}"
             ctx.invalid(f"gives {where}, not divisible by its stride={stride}")
         inner = map_size(attention.stride_conv.conv, resolution)

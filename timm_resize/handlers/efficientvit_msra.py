@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from timm.models.efficientvit_msra import (
+    CascadedGroupAttention,
+    EfficientVitMsra,
+    EfficientVitStage,
+    LocalWindowAttention,
+)
 
-import torch
-from timm.models.efficientvit_msra import CascadedGroupAttention, EfficientVitMsra, LocalWindowAttention
-from torch import Tensor
-
-from timm_resize.core.context import Changes, Context
-from timm_resize.core.plan import Rebuild
+from timm_resize.core.context import Changes, Context, Rebuild
 from timm_resize.core.registry import register
-from timm_resize.errors import ResizeError
+from timm_resize.handlers.layers.offset_bias import offset_index
+from timm_resize.handlers.layers.square_windows import scaled_side, square_side
 
 CELL = 16
 """Pixels per cell of the first stage: four convolutions of stride 2."""
@@ -38,10 +39,10 @@ def plan_efficientvit_msra(model: EfficientVitMsra, ctx: Context) -> Changes:
         ctx.invalid(f"has a side below {CELL} pixels, which leaves windows of 0x0")
     if "img_size" in model.__dict__:
         yield from ctx.attribute(model, img_size=min(ctx.new_size))
-    stages: list[Any] = ctx.sequence(model, "stages")
+    stages = ctx.sequence(model, "stages")
     resolutions = []
     for stage in stages:
-        count = (count - 1) // stage.stride + 1  # 3x3 convolution, padding 1
+        count = -(-count // stage.stride)  # 3x3 convolution, padding 1
         resolutions.append(count)
     windows = _windows(stages, ctx, resolutions)
     for stage, resolution, window in zip(stages, resolutions, windows, strict=True):
@@ -50,20 +51,16 @@ def plan_efficientvit_msra(model: EfficientVitMsra, ctx: Context) -> Changes:
             yield from ctx.visit(block.mixer.m, resolution=resolution, window=window)
 
 
-def _windows(stages: list[Any], ctx: Context, resolutions: list[int]) -> list[int]:
+def _windows(stages: list[EfficientVitStage], ctx: Context, resolutions: list[int]) -> list[int]:
     """Return the largest window of each stage: given, kept, grown with the map, or the constructor's."""
-    given, owner = ctx.window_sizes(len(stages)), type(ctx.root).__name__
-    mixers = [stage.blocks[0].mixer.m for stage in stages]
+    given, mixers = ctx.window_sizes(len(stages)), [stage.blocks[0].mixer.m for stage in stages]
     if given:
-        odd = next((pair for pair in given if pair[0] != pair[1]), None)
-        if odd:
-            raise ResizeError(f"{owner}: window_size={odd} is not square. Use window_size={min(odd)}.")
-        windows = [side for side, _ in given]
+        windows = [square_side(window, ctx) for window in given]
     elif ctx.request.window_policy == "keep":
         windows = [mixer.attn.resolution for mixer in mixers]
     elif ctx.request.window_policy == "scale":
-        growth = resolutions[0] / stages[0].resolution
-        windows = [max(round(mixer.window_resolution * growth), 1) for mixer in mixers]
+        old, new = stages[0].resolution, resolutions[0]
+        windows = [scaled_side(mixer.window_resolution, (old, old), (new, new)) for mixer in mixers]
     else:
         return [mixer.window_resolution for mixer in mixers]
     ctx.record(window_size=windows)
@@ -84,14 +81,6 @@ def plan_cascaded_group_attention(attention: CascadedGroupAttention, ctx: Contex
     how = ctx.pos_embed((old, old), (resolution, resolution), dim=1)
     yield from ctx.parameter(attention, "attention_biases", how)
     if resolution != old:
-        cells = resolution * resolution
+        rule = Rebuild(offset_index, ((resolution, resolution), 1))
         yield from ctx.attribute(attention, resolution=resolution, attention_bias_cache={})
-        yield from ctx.buffer(attention, "attention_bias_idxs", (cells, cells), Rebuild(_offsets, (resolution,)))
-
-
-def _offsets(side: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return the (side², side²) index |dy| * side + |dx| into the table."""
-    cell = torch.arange(side * side, device=device)
-    y, x = cell // side, cell % side
-    offsets = (y[:, None] - y).abs() * side + (x[:, None] - x).abs()
-    return offsets.to(dtype)
+        yield from ctx.buffer(attention, "attention_bias_idxs", (resolution**2, resolution**2), rule)

@@ -6,6 +6,7 @@ from timm.models.eva import Eva
 
 from timm_resize.core.context import Changes, Context
 from timm_resize.core.registry import register
+from timm_resize.handlers.layers.patch_embed import plan_grids
 
 _NARROW = {"depth": 1, "embed_dim": 48, "num_heads": 3}
 
@@ -34,9 +35,8 @@ def plan_eva(model: Eva, ctx: Context) -> Changes:
     With `dynamic_img_size` the forward resamples from `patch_embed.grid_size`, so both are set together, and the
     rotary embedding has no cache.
     """
-    old, new, reduction = yield from ctx.visit(model.patch_embed)
+    grids = yield from plan_grids(model, model.patch_embed, ctx)
     prefix = 0 if model.no_embed_class else model.num_prefix_tokens
-    yield from ctx.parameter(model, "pos_embed", ctx.pos_embed(old, new, prefix))
+    yield from ctx.parameter(model, "pos_embed", ctx.pos_embed(grids.old, grids.new, prefix))
     if model.rope is not None:
-        yield from ctx.visit(model.rope, feat_shape=new)
-    yield from ctx.attribute(model, feature_info=[dict(i, reduction=reduction) for i in model.feature_info])
+        yield from ctx.visit(model.rope, feat_shape=grids.new)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from timm.models.gcvit import GlobalContextVit, GlobalContextVitStage
 from torch import nn
 
 from timm_resize.core.context import Changes, Context
 from timm_resize.core.registry import register
 from timm_resize.errors import ResizeError
-from timm_resize.geometry import Size, floor_div, text
+from timm_resize.geometry import Size, divisible, floor_div, text
 
 STEM_STRIDE = 4
 
@@ -28,10 +26,10 @@ def plan_gcvit(model: GlobalContextVit, ctx: Context) -> Changes:
 
     The number of those layers is part of the weights, so a window is a fixed fraction of the image.
     """
-    stages: list[Any] = ctx.sequence(model, "stages")
+    stages = ctx.sequence(model, "stages")
     units = [STEM_STRIDE * 2**i * 2 ** _pools(stage) for i, stage in enumerate(stages)]  # pixels per window side cell
     for number, unit in enumerate(units, 1):
-        if ctx.new_size[0] % unit or ctx.new_size[1] % unit:
+        if not divisible(ctx.new_size, unit):
             ctx.invalid(f"is not divisible by {unit}, the pixels per token of stage {number}'s global query")
     windows = [floor_div(ctx.new_size, unit) for unit in units]
     _check_asked(ctx, stages, windows)
@@ -46,7 +44,7 @@ def _pools(stage: GlobalContextVitStage) -> int:
     return sum(isinstance(layer, (nn.MaxPool2d, nn.AvgPool2d)) for layer in stage.global_block.blocks)
 
 
-def _check_asked(ctx: Context, stages: list[Any], windows: list[Size]) -> None:
+def _check_asked(ctx: Context, stages: list[GlobalContextVitStage], windows: list[Size]) -> None:
     """Refuse windows, asked for or to be kept, that the global queries do not have."""
     asked = ctx.window_sizes(len(stages))
     if asked is not None and list(asked) != windows:

@@ -14,7 +14,7 @@ from torch import Tensor
 from timm_resize.core.context import Changes, Context
 from timm_resize.core.registry import register
 from timm_resize.errors import UnsupportedModelError
-from timm_resize.geometry import Size, floor_div, text
+from timm_resize.geometry import Size, divisible, floor_div, text
 from timm_resize.handlers.layers.conv_size import map_size
 from timm_resize.resample import AxisMap, Resample
 
@@ -42,7 +42,7 @@ def plan_hiera(model: Hiera, ctx: Context) -> Changes:
             "Only models of images (H, W) can be resized."
         )
     grid, unit = map_size(model.patch_embed.proj, ctx.new_size), _unit(model)
-    if min(grid) < 1 or any(side % u for side, u in zip(grid, unit, strict=True)):
+    if min(grid) < 1 or not divisible(grid, unit):
         ctx.invalid(f"gives a {text(grid)} token grid, not whole mask units of {text(unit)}")
     if grid != (counted := floor_div(ctx.new_size, tuple(model.patch_stride))):
         ctx.warn(
@@ -55,7 +55,7 @@ def plan_hiera(model: Hiera, ctx: Context) -> Changes:
         residual = ctx.pos_embed(old, grid)
         window = tuple(model.mask_unit_size)
         yield from ctx.parameter(model, "pos_embed", TiledWindow(residual.axes, dim=1, flat=True, window=window))
-    units = [side // u for side, u in zip(grid, model.mask_unit_size, strict=True)]
+    units = list(floor_div(grid, tuple(model.mask_unit_size)))
     yield from ctx.attribute(model, tokens_spatial_shape=list(grid), mask_spatial_shape=units)
     yield from ctx.attribute(model.unroll, size=list(grid))
     schedule = {i: (list(left), _pooled(grid, model, len(left))) for i, (left, _) in model.reroll.schedule.items()}

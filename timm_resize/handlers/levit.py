@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from timm.models.levit import Attention, AttentionDownsample, ConvNorm, Levit, Stem8, Stem16
 from torch import nn
@@ -11,10 +10,10 @@ from torch import nn
 from timm_resize.core.context import Changes, Context
 from timm_resize.core.registry import register
 from timm_resize.geometry import Size, ceil_div
+from timm_resize.handlers.layers.conv_size import map_size
 from timm_resize.handlers.layers.offset_bias import resize_offset_bias
-from timm_resize.handlers.layers.patch_embed import backbone_size
 
-_SMALL: dict[str, Any] = dict(embed_dim=(32, 48, 64), key_dim=8, num_heads=(2, 3, 4), depth=(1, 1, 1))
+_SMALL = dict(embed_dim=(32, 48, 64), key_dim=8, num_heads=(2, 3, 4), depth=(1, 1, 1))
 
 
 @register(
@@ -40,7 +39,7 @@ def plan_levit(model: Levit, ctx: Context) -> Changes:
         downsample = getattr(stage.downsample, "attn_downsample", None)
         if downsample is not None:
             grid = yield from ctx.visit(downsample, resolution=grid)
-        for block in stage.blocks:  # type: ignore[union-attr]
+        for block in stage.blocks:
             yield from ctx.visit(block.attn, resolution=grid)
 
 
@@ -75,14 +74,14 @@ def _stem(model: nn.Module, ctx: Context) -> tuple[nn.Module, Callable[[Size], S
     A feature wrapper may have flattened the stem to `stem_*`.
     """
     parts = [m for name, m in model.named_children() if name == "stem" or name.startswith("stem_")]
-    convs = [m for part in parts for m in part.modules() if isinstance(m, nn.Conv2d)]
     if any(list(p.parameters()) and not isinstance(p, (Stem8, Stem16, ConvNorm)) for p in parts):
-        grid = backbone_size(nn.Sequential(*parts), ctx, convs[0].in_channels)  # a stem_backbone of the user's
+        first = next(m for part in parts for m in part.modules() if isinstance(m, nn.Conv2d))
+        grid = ctx.output_size(*parts, channels=first.in_channels)  # a stem_backbone of the user's
         return parts[0], lambda size: grid if size == ctx.new_size else (0, 0)
 
-    def rounded_up(size: Size) -> Size:
-        for conv in convs:  # each 3x3 with padding 1
-            size = ceil_div(size, conv.stride[0])
+    def after(size: Size) -> Size:
+        for part in parts:
+            size = map_size(part, size)
         return size
 
-    return parts[0], rounded_up
+    return parts[0], after

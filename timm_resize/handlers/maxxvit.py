@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from timm.layers import AvgPool2dSame, Conv2dSame
-from timm.layers.pool2d_same import MaxPool2dSame
 from timm.models.maxxvit import (
     MaxxVit,
     MaxxVitBlock,
@@ -19,33 +17,21 @@ from timm.models.maxxvit import (
 from torch import nn
 
 from timm_resize.core.context import Changes, Context
-from timm_resize.core.find import walk
 from timm_resize.core.registry import register
 from timm_resize.errors import ResizeError
-from timm_resize.geometry import Size, ceil_div, floor_div, text
+from timm_resize.geometry import Size, divisible, floor_div, short, text
+from timm_resize.handlers.layers.conv_size import map_size
 
 PARTITION_RATIO = 32
 """What timm's configurations divide the image by; a feature wrapper no longer has the model's own."""
 
-
-SAME = (Conv2dSame, AvgPool2dSame, MaxPool2dSame)
-
-
-OPTIONS = (
-    "window_size",
-    "grid_size",
-    "partition_ratio",
-    "transformer_window_size",
-    "transformer_grid_size",
-    "transformer_partition_ratio",
-)
+_NAMES = ("window_size", "grid_size", "partition_ratio")
+OPTIONS = (*_NAMES, *(f"transformer_{name}" for name in _NAMES))
 """As `set_input_size` calls them, and as the constructor does."""
 
+_TINY = {"depths": (1, 1, 1, 1), "embed_dim": (32, 32, 32, 64), "stem_width": (8, 32)}
 
-_TINY: dict[str, Any] = {"depths": (1, 1, 1, 1), "embed_dim": (32, 32, 32, 64), "stem_width": (8, 32)}
-
-
-_COAT: dict[str, Any] = {"depths": (1, 1, 2, 1), "embed_dim": (32, 32, 64, 64), "stem_width": (8, 32)}
+_COAT = {"depths": (1, 1, 2, 1), "embed_dim": (32, 32, 64, 64), "stem_width": (8, 32)}
 
 
 @register(
@@ -75,15 +61,10 @@ def plan_maxxvit(model: MaxxVit, ctx: Context) -> Changes:
     places = _trace(model, ctx)
     partitioned = [place for place in places if _partition_layers(place.block)]
     partitions = _partitions(model, ctx, partitioned)
-    dropped = (0, 0)
     for place in places:
         _check(place, partitions, ctx)
-        dropped = (dropped[0] + place.dropped[0], dropped[1] + place.dropped[1])
-    if any(dropped):
-        ctx.warn(
-            f"img_size={ctx.new_size} drops {dropped[0]} rows and {dropped[1]} columns of pixels at the bottom "
-            "and right: maps with an odd side are pooled in pairs."
-        )
+    rows, columns = zip(*(place.dropped for place in places), strict=True)
+    ctx.warn_dropped((sum(rows), sum(columns)), "maps with an odd side are pooled in pairs")
     for place in places:
         block: Any = place.block
         if isinstance(block, TransformerBlock2d) and block.attn.rel_pos is not None:
@@ -96,19 +77,18 @@ def plan_maxxvit(model: MaxxVit, ctx: Context) -> Changes:
     yield from _record(model, ctx, partitions, partitioned)
 
 
-@register(PartitionAttentionCl, PartitionAttention2d, state="partition_size, rel_pos", method="follow the partition")
+@register(
+    PartitionAttentionCl,
+    PartitionAttention2d,
+    ParallelPartitionAttention,
+    state="partition_size; one rel_pos, two in parallel blocks",
+    method="follow the partition",
+)
 def plan_partition_attention(layer: PartitionAttentionCl, ctx: Context, *, partition: Size) -> Changes:
-    """Set the window or grid size of one attention and of its position bias."""
+    """Set the window or grid size of an attention and of its position biases; parallel ones share it."""
     yield from ctx.attribute(layer, partition_size=partition)
-    if layer.attn.rel_pos is not None:
-        yield from ctx.visit(layer.attn.rel_pos, window=partition)
-
-
-@register(ParallelPartitionAttention, state="partition_size, two rel_pos", method="follow the partition")
-def plan_parallel_attention(layer: ParallelPartitionAttention, ctx: Context, *, partition: Size) -> Changes:
-    """Set the one partition size that window and grid attention share."""
-    yield from ctx.attribute(layer, partition_size=partition)
-    for attention in (layer.attn_block, layer.attn_grid):
+    parallel = isinstance(layer, ParallelPartitionAttention)
+    for attention in (layer.attn_block, layer.attn_grid) if parallel else (layer.attn,):
         if attention.rel_pos is not None:
             yield from ctx.visit(attention.rel_pos, window=partition)
 
@@ -121,9 +101,6 @@ def _partition_layers(block: nn.Module) -> list[tuple[Any, str]]:
         both = ((block.attn_block, "window_size"), (block.attn_grid, "grid_size"))
         return [(layer, name) for layer, name in both if layer is not None]
     return []
-
-
-# -- the map, block by block ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -147,11 +124,9 @@ class _Place:
 
 def _trace(model: nn.Module, ctx: Context) -> list[_Place]:
     """Return every block with its maps; refuse a size whose map vanishes."""
-    stem: Any = model.stem
-    size = _strided(stem, ctx.new_size)
-    places = []
+    size, places = map_size(model.get_submodule("stem"), ctx.new_size), list[_Place]()
     for stage, module in enumerate(ctx.sequence(model, "stages"), 1):
-        for block in module.blocks:  # type: ignore[union-attr]
+        for block in module.blocks:
             place = _Place(block, stage, size, *_branches(block, size))
             if min(place.map + place.shortcut) < 1:
                 ctx.invalid(f"leaves nothing of a {text(size)} map in stage {stage}")
@@ -160,7 +135,7 @@ def _trace(model: nn.Module, ctx: Context) -> list[_Place]:
     return places
 
 
-def _branches(block: Any, size: Size) -> tuple[Size, Size]:
+def _branches(block: MaxxVitBlock, size: Size) -> tuple[Size, Size]:
     """Return the maps that a block's main branch and its shortcut give.
 
     Padded convolutions round up and unpadded pooling rounds down, so for an odd map the two may differ.
@@ -169,37 +144,13 @@ def _branches(block: Any, size: Size) -> tuple[Size, Size]:
     steps: Any = conv if isinstance(conv, nn.Sequential) else (conv,)
     shortcut = size
     for step in steps:
-        shortcut = _strided(step.shortcut, size)
+        shortcut = map_size(step.shortcut, size)
         for name, child in step.named_children():
             if name != "shortcut":
-                size = _strided(child, size)
+                size = map_size(child, size)
         if shortcut != size:
             break
     return size, shortcut
-
-
-def _strided(module: nn.Module, size: Size) -> Size:
-    """Return the map after every strided layer of `module`, which is a chain."""
-    for _, layer, _ in walk(module):
-        if isinstance(layer, (nn.Conv2d, nn.AvgPool2d, nn.MaxPool2d)):
-            stride = _pair(layer.stride)
-            if stride == (1, 1):
-                continue
-            if isinstance(layer, SAME):
-                size = ceil_div(size, stride)
-                continue
-            shape = (layer.kernel_size, getattr(layer, "dilation", 1), layer.padding, stride)
-            axes = zip(size, *map(_pair, shape), strict=True)
-            height, width = ((s + 2 * pad - d * (k - 1) - 1) // step + 1 for s, k, d, pad, step in axes)
-            size = height, width
-    return size
-
-
-def _pair(value: Any) -> Size:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
-
-
-# -- the partitions ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -220,8 +171,8 @@ def _partitions(model: nn.Module, ctx: Context, places: list[_Place]) -> _Partit
     asked, asked_grid = _asked(ctx, "window_size"), _asked(ctx, "grid_size")
     parallel = any(isinstance(place.block, ParallelMaxxVitBlock) for place in places)
     if parallel and asked and asked_grid and asked != asked_grid:
-        owner, one = type(ctx.root).__name__, f"window_size={_short(asked)}"
-        raise ResizeError(f"{owner}: {one} is not grid_size={_short(asked_grid)}: parallel blocks have one. Use {one}.")
+        owner, one = type(ctx.root).__name__, f"window_size={short(asked)}"
+        raise ResizeError(f"{owner}: {one} is not grid_size={short(asked_grid)}: parallel blocks have one. Use {one}.")
     if ctx.request.constructing or parallel:  # the constructor completes one by the other, parallel blocks need it
         asked, asked_grid = asked or (asked_grid if parallel else None), asked_grid or asked
     if not places and any(name in ctx.request.options for name in OPTIONS):
@@ -273,17 +224,13 @@ def _check(place: _Place, partitions: _Partitions, ctx: Context) -> None:
     """Refuse a map that does not divide into its partitions, and branches of different sizes."""
     for _, name in _partition_layers(place.block):
         part = getattr(partitions, name)
-        if place.map[0] % part[0] or place.map[1] % part[1]:
-            ctx.invalid(f"gives a {text(place.map)} stage-{place.stage} grid, not divisible by {name}={_short(part)}")
+        if not divisible(place.map, part):
+            ctx.invalid(f"gives a {text(place.map)} stage-{place.stage} grid, not divisible by {name}={short(part)}")
     if place.shortcut != place.map:
         ctx.invalid(
             f"gives an odd {text(place.before)} map before stage {place.stage}, whose two branches then "
             f"differ: {text(place.map)} and {text(place.shortcut)}"
         )
-
-
-def _short(size: Size) -> str:
-    return str(size[0]) if size[0] == size[1] else str(size)
 
 
 def _record(model: nn.Module, ctx: Context, partitions: _Partitions, places: list[_Place]) -> Changes:

@@ -8,10 +8,10 @@ from torch import nn
 from timm_resize.core.context import Changes, Context
 from timm_resize.core.registry import register
 from timm_resize.geometry import Size
+from timm_resize.handlers.layers.patch_embed import plan_grids
 from timm_resize.resample import token_matrix, token_reader, token_writer
 
 _STATE = "weights and biases over h*w tokens"
-
 
 _METHOD = "the tokens are an image: written by interpolation, read by its (pseudo-)inverse"
 
@@ -31,10 +31,9 @@ _METHOD = "the tokens are an image: written by interpolation, read by its (pseud
 )
 def plan_mlp_mixer(model: MlpMixer, ctx: Context) -> Changes:
     """Resample every layer that mixes tokens from the old patch grid to the new."""
-    old, new, reduction = yield from ctx.visit(model.stem)
+    grids = yield from plan_grids(model, model.stem, ctx)
     for block in ctx.sequence(model, "blocks"):
-        yield from ctx.visit(block, old=old, new=new)
-    yield from ctx.attribute(model, feature_info=[dict(i, reduction=reduction) for i in model.feature_info])
+        yield from ctx.visit(block, old=grids.old, new=grids.new)
 
 
 @register(MixerBlock, state="mlp_tokens.fc1 (hidden, h*w), mlp_tokens.fc2 (h*w, hidden)", method=_METHOD)

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from timm.models.mvitv2 import MultiScaleAttention, MultiScaleAttentionPoolFirst, MultiScaleVit
-from torch import Tensor
+from torch import Tensor, nn
 
 from timm_resize.core.context import Changes, Context
 from timm_resize.core.registry import register
-from timm_resize.geometry import Size
+from timm_resize.geometry import Size, times
 from timm_resize.handlers.layers.conv_size import map_size
 from timm_resize.resample import AxisMap, Resample
 from timm_resize.resample.sampling import sample_matrix
@@ -28,9 +28,9 @@ from timm_resize.resample.sampling import sample_matrix
 )
 def plan_mvitv2(model: MultiScaleVit, ctx: Context) -> Changes:
     """Follow the grid through every block as forward makes it: patches and pools round up, the constructor down."""
-    stages: list[Any] = ctx.sequence(model, "stages")
+    stages = ctx.sequence(model, "stages")
     stride = _stride(stages[0].blocks[0].attn.pool_q)
-    old = (stages[0].feat_size[0] * stride[0], stages[0].feat_size[1] * stride[1])
+    old = times(stages[0].feat_size, stride)
     grid = map_size(model.patch_embed.proj, ctx.new_size)
     yield from ctx.parameter(model, "pos_embed", ctx.pos_embed(old, grid, model.num_prefix_tokens))
     yield from ctx.guard(model.patch_embed.proj, partial(map_size, model.patch_embed.proj))
@@ -73,7 +73,7 @@ def _old_sizes(attention: MultiScaleAttention | MultiScaleAttentionPoolFirst) ->
     return map_size(attention.pool_q, (h, w)), map_size(attention.pool_k, (h, w))
 
 
-def _stride(pool: Any) -> Size:
+def _stride(pool: nn.Conv2d | None) -> Size:
     return (1, 1) if pool is None else (pool.stride[0], pool.stride[1])
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from timm.layers import PatchEmbed
 from timm.models.deepseek_vit import DeepseekVitClassifier, DeepseekVitEncoder
 from timm.models.gemma4_vit import Gemma4VitClassifier, Gemma4VitEncoder
@@ -13,7 +11,7 @@ from torch import nn
 
 from timm_resize.core.context import Changes, Context
 from timm_resize.core.registry import register
-from timm_resize.handlers.layers.sizes import check_size
+from timm_resize.handlers.size_free import check_size
 
 
 @register(NaFlexVit, sizes="multiples of the patch")
@@ -36,14 +34,14 @@ def plan_naflexvit(model: NaFlexVit, ctx: Context) -> Changes:
 )
 def plan_grid_encoder(model: nn.Module, ctx: Context) -> Changes:
     """Check the patches and what merges them; set the patch embedding's record of the size."""
-    encoder: Any = getattr(model, "encoder", model)
+    encoder: Qwen3VitEncoder | Gemma4VitEncoder | DeepseekVitEncoder = getattr(model, "encoder", model)
     embed = encoder.patch_embed
     check_size(ctx, multiple=max(embed.patch_size) * _merged(encoder), why="the patches and what merges them")
     if isinstance(embed, PatchEmbed):
         yield from ctx.visit(embed)
 
 
-def _merged(encoder: Any) -> int:
+def _merged(encoder: Qwen3VitEncoder | Gemma4VitEncoder | DeepseekVitEncoder) -> int:
     """Return how many patches a side become one token; DeepSeek's aligner pads instead, and needs nothing."""
     if isinstance(encoder, Qwen3VitEncoder) and encoder.merger is not None:
         return int(encoder.merge_size)

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isqrt
-from typing import Any
 
 from timm.models._manipulate import checkpoint_seq
 from timm.models.nest import Nest, NestLevel
 from torch import Tensor
 
-from timm_resize.core.context import Changes, Context
+from timm_resize.core.context import Changes, Context, Grids
 from timm_resize.core.registry import register
 from timm_resize.errors import UnsupportedModelError
-from timm_resize.geometry import Size, floor_div, text
+from timm_resize.geometry import Size, divisible, floor_div, text, times
 from timm_resize.resample import Resample
 
 
@@ -27,10 +26,10 @@ from timm_resize.resample import Resample
 )
 def plan_nest(model: Nest, ctx: Context) -> Changes:
     """Keep the hierarchy of blocks and change their size."""
-    _, grid, _ = yield from ctx.visit(model.patch_embed)
-    levels: list[Any] = ctx.sequence(model, "levels")
+    grid = (yield from ctx.visit(model.patch_embed, Grids)).new
+    levels = ctx.sequence(model, "levels")
     blocks = _blocks(levels[0])
-    if grid[0] % blocks or grid[1] % blocks:
+    if not divisible(grid, blocks):
         ctx.invalid(f"gives a {text(grid)} patch grid, not divisible into {blocks}x{blocks} blocks")
     block = floor_div(grid, blocks)
     for level in levels:
@@ -46,8 +45,7 @@ def plan_nest_level(level: NestLevel, ctx: Context, *, block: Size) -> Changes:
     old = level.block_size
     old = (old, old) if isinstance(old, int) else tuple(old)
     blocks = _blocks(level)
-    before, after = ((side[0] * blocks, side[1] * blocks) for side in (old, block))
-    how = ctx.pos_embed_map(before, after, dim=1, antialias=False)
+    how = ctx.pos_embed_map(times(old, blocks), times(block, blocks), dim=1, antialias=False)
     yield from ctx.parameter(level, "pos_embed", Blocked(how.axes, dim=1, blocks=blocks))
     yield from ctx.attribute(level, block_size=_stored(block))
     wanted = NestLevel if block[0] == block[1] else RectangularNestLevel

@@ -37,11 +37,7 @@ def plan_pit(model: PoolingVisionTransformer, ctx: Context) -> Changes:
     if min(grid) < 1:
         ctx.invalid(f"is smaller than patch_size={patch[0]}")
     rest = [(side - p) % s for side, p, s in zip(ctx.new_size, patch, stride, strict=True)]
-    if any(rest):
-        ctx.warn(
-            f"img_size={ctx.new_size} drops {rest[0]} rows and {rest[1]} columns of pixels at the bottom and "
-            f"right: patch_size={patch[0]} at every {stride[0]} pixels."
-        )
+    ctx.warn_dropped(rest, f"patch_size={patch[0]} at every {stride[0]} pixels")
     options = ctx.interpolation()
     axes = tuple(
         PatchCentre(

@@ -1,66 +1,203 @@
-"""Models in which nothing depends on the image size, and whose forward takes every size in eval mode."""
+"""Models in which nothing depends on the image size: one table, class → which sizes its forward takes."""
 
 from __future__ import annotations
 
-from timm.models.cpubone import CPUBone
-from timm.models.cspnext import CspNext
-from timm.models.davit import DaVit
-from timm.models.dpn import DPN
-from timm.models.efficientnet import EfficientNet
-from timm.models.efficientvim import EfficientViM
-from timm.models.efficientvit_mit import EfficientVit, EfficientVitLarge
-from timm.models.fastvit import FastVit
-from timm.models.hgnet import HighPerfGpuNet
-from timm.models.iformer import IFormer
-from timm.models.lcnetv2 import LCNetV2
-from timm.models.lowformer import LowFormer
-from timm.models.mambaout import MambaOut
-from timm.models.mobilenetv5 import MobileNetV5, MobileNetV5Encoder
-from timm.models.nfnet import NormFreeNet
-from timm.models.regnet import RegNet
-from timm.models.repghost import RepGhostNet
-from timm.models.repvit import RepVit
-from timm.models.rexnet import RexNet
-from timm.models.selecsls import SelecSls
-from timm.models.shvit import SHViT
-from timm.models.starnet import StarNet
-from timm.models.swiftformer import SwiftFormer
-from timm.models.xception_aligned import XceptionAligned
-from torch import nn
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-from timm_resize.core.context import Changes, Context
+import torch
+from timm import models
+from timm.models.hieradet_sam2 import HieraDet
+from timm.models.mambaout import MambaOut
+from torch import Tensor, nn
+
+from timm_resize.core.context import SIZE_ERRORS, Changes, Context
 from timm_resize.core.registry import register
+from timm_resize.geometry import ceil_div, divisible, text
+
+SMALLEST_SURE = 64
+"""Pixels of a side from which on every `forward` rule holds without a try."""
+
+
+def check_size(ctx: Context, *, minimum: int = 1, multiple: int = 1, why: str = "") -> None:
+    """Refuse a size with a side below `minimum` or not divisible by `multiple` (pixels)."""
+    if min(ctx.new_size) < minimum:
+        ctx.invalid(f"is below the minimum of {minimum}")
+    if not divisible(ctx.new_size, multiple):
+        ctx.invalid(f"is not divisible by {multiple}{', ' + why if why else ''}")
+
+
+def check_forward(model: nn.Module, ctx: Context) -> None:
+    """Refuse a small size that the model's own forward cannot take, or only with an empty map on the way.
+
+    Run on the meta device, so no value is computed; strides, kernels and halvings decide, not a list of minima.
+    """
+    if model is not ctx.root or min(ctx.new_size) >= SMALLEST_SURE:
+        return
+    copy, empty = ctx.meta_copy(model), list[str]()
+
+    def note_empty(module: nn.Module, args: object, out: object) -> None:
+        if isinstance(out, Tensor) and out.numel() == 0:
+            empty.append(type(module).__name__)
+
+    hooks = [module.register_forward_hook(note_empty) for module in copy.modules()]
+    channels = getattr(model, "in_chans", None) or _first_conv(copy).in_channels
+    try:
+        with torch.no_grad():
+            copy(torch.empty(1, channels, *ctx.new_size, device="meta", dtype=next(copy.parameters()).dtype))
+    except torch.cuda.OutOfMemoryError:  # says nothing of the size
+        raise
+    except SIZE_ERRORS:
+        empty.append("")
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if empty:
+        ctx.invalid("does not come out even, or at all, after the strides of the model")
+
+
+def _first_conv(*parts: nn.Module) -> nn.Conv2d:
+    return next(m for part in parts for m in part.modules() if isinstance(m, nn.Conv2d))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which sizes a model takes.
+
+    Attributes:
+        sizes: The same in words, for the table of families.
+        minimum: Least pixels of a side.
+        multiple: What the sides are multiples of, in pixels.
+        why: What needs the multiple.
+        stride: Stride of a map, rounded up, that must be whole `cells`.
+        cells: What the sides of that map are multiples of.
+        forward: Whether small sizes are what forward takes, by a try without values.
+    """
+
+    sizes: str
+    minimum: int = 1
+    multiple: int = 1
+    why: str = ""
+    stride: int = 1
+    cells: int = 1
+    forward: bool = False
+
+    def check(self, model: nn.Module, ctx: Context) -> None:
+        """Refuse a size that the rule excludes."""
+        check_size(ctx, minimum=self.minimum, multiple=self.multiple, why=self.why)
+        size = ceil_div(ctx.new_size, self.stride)
+        if not divisible(size, self.cells):
+            ctx.invalid(f"gives a {text(size)} map at stride {self.stride}, not divisible by {self.cells}")
+        if self.forward:
+            check_forward(model, ctx)
+
+
+ANY = Rule("any")
+SMALL = Rule("any that leaves a cell after the strides (at most 33)", forward=True)
+FROM_32 = Rule("at least 32", minimum=32)
+FROM_75 = Rule("at least 75", minimum=75)
+QUARTERED = Rule("⌈side / 4⌉ % 8", stride=4, cells=8)
+
+RULES: Mapping[type[nn.Module], Rule] = {
+    models.ConvMixer: SMALL,
+    models.ConvNeXt: SMALL,
+    models.CPUBone: ANY,
+    models.CSATv2: Rule("multiples of 8, at least 64", minimum=64, multiple=8, why="the block of the cosine transform"),
+    models.CspNet: SMALL,
+    models.CspNext: ANY,
+    models.DaVit: ANY,
+    models.DenseNet: SMALL,
+    models.DLA: Rule("⌈side / 2⌉ % 16", stride=2, cells=16),
+    models.DPN: ANY,
+    models.EdgeNeXt: SMALL,
+    models.EfficientNet: ANY,
+    models.EfficientNetFeatures: SMALL,
+    models.EfficientViM: ANY,
+    models.EfficientVit: ANY,
+    models.EfficientVitLarge: ANY,
+    models.FasterNet: FROM_32,
+    models.FastVit: ANY,
+    models.FocalNet: SMALL,
+    models.GhostNet: SMALL,
+    HieraDet: QUARTERED,
+    models.HighPerfGpuNet: ANY,
+    models.HighResolutionNet: QUARTERED,
+    models.IFormer: ANY,
+    models.InceptionResnetV2: FROM_75,
+    models.InceptionV3: FROM_75,
+    models.InceptionV4: FROM_75,
+    models.LCNetV2: ANY,
+    models.LowFormer: ANY,
+    MambaOut: ANY,
+    models.MetaFormer: SMALL,
+    models.MetaNeXt: FROM_32,
+    models.MobileNetV3: SMALL,
+    models.MobileNetV3Features: SMALL,
+    models.MobileNetV5: ANY,
+    models.MobileNetV5Encoder: ANY,
+    models.NASNetALarge: SMALL,
+    models.NextViT: SMALL,
+    models.NormFreeNet: ANY,
+    models.PNASNet5Large: SMALL,
+    models.PyramidVisionTransformerV2: SMALL,
+    models.RDNet: FROM_32,
+    models.RegNet: ANY,
+    models.RepGhostNet: ANY,
+    models.RepVit: ANY,
+    models.ResNetV2: SMALL,
+    models.RexNet: ANY,
+    models.SelecSls: ANY,
+    models.SENet: SMALL,
+    models.Sequencer2d: SMALL,
+    models.SHViT: ANY,
+    models.StarNet: ANY,
+    models.SwiftFormer: ANY,
+    models.TResNet: Rule(
+        "multiples of 4, at least 28", multiple=4, why="the stem's space-to-depth block", forward=True
+    ),
+    models.Twins: SMALL,
+    models.VGG: FROM_32,
+    models.VovNet: SMALL,
+    models.Xception: SMALL,
+    models.XceptionAligned: ANY,
+    models.Xcit: SMALL,
+}
+
+
+def _planner(rule: Rule) -> Callable[[nn.Module, Context], Changes]:
+    def plan_size_free(model: nn.Module, ctx: Context) -> Changes:
+        rule.check(model, ctx)
+        yield from ()
+
+    return plan_size_free
+
+
+for _rule in dict.fromkeys(RULES.values()):
+    register(*(cls for cls, rule in RULES.items() if rule is _rule), sizes=_rule.sizes)(_planner(_rule))
 
 
 @register(
-    CPUBone,
-    CspNext,
-    DaVit,
-    DPN,
-    EfficientNet,
-    EfficientViM,
-    EfficientVit,
-    EfficientVitLarge,
-    FastVit,
-    HighPerfGpuNet,
-    IFormer,
-    LCNetV2,
-    LowFormer,
-    MambaOut,
-    MobileNetV5,
-    MobileNetV5Encoder,
-    NormFreeNet,
-    RegNet,
-    RepGhostNet,
-    RepVit,
-    RexNet,
-    SelecSls,
-    SHViT,
-    StarNet,
-    SwiftFormer,
-    XceptionAligned,
-    sizes="any",
+    models.ResNet,
+    sizes="any; with average-pool antialiasing the stem's map % 8; with blur pooling from 17",
+    examples={"resnet18": {"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128)}},
 )
-def plan_any_size(model: nn.Module, ctx: Context) -> Changes:
-    """Change nothing: the weights and attributes are those of every size."""
+def plan_resnet(model: models.ResNet, ctx: Context) -> Changes:
+    """Check what the pools of antialiased variants can take.
+
+    With `aa_layer` an average pool, a block's main branch floors where its shortcut rounds up, so a stage must
+    not meet an odd map. A blur pool pads by reflection, which needs two cells.
+    """
+    antialias = [m for name, m in model.named_modules() if name.endswith("aa") and not isinstance(m, nn.Identity)]
+    if any(isinstance(m, nn.AvgPool2d) for m in antialias):
+        names = [name for name, _ in model.named_children()]
+        first = next(i for i, name in enumerate(names) if name.startswith("layer"))
+        stem = list(model.children())[:first]
+        size = ctx.output_size(*stem, channels=_first_conv(*stem).in_channels)
+        if min(size) < 8 or not divisible(size, 8):
+            ctx.invalid(
+                f"gives a {text(size)} map after the stem, not divisible by 8: average-pool antialiasing halves it "
+                "three times"
+            )
+    elif antialias and min(ctx.new_size) < 17:
+        ctx.invalid("is below the minimum of 17 for blur pooling")
     yield from ()

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2Block, WindowAttention
 from torch import Tensor
 
-from timm_resize.core.context import Changes, Context
-from timm_resize.core.plan import Rebuild
+from timm_resize.core.context import Changes, Context, Rebuild
 from timm_resize.core.registry import register
 from timm_resize.geometry import Size
-from timm_resize.handlers.layers.relative_position import relative_position_index
-from timm_resize.handlers.layers.windows import OPTIONS, plan_block, plan_reductions, plan_stages
+from timm_resize.handlers.layers.patch_embed import plan_grids
+from timm_resize.handlers.layers.relative_position import rebuild_index
+from timm_resize.handlers.layers.windows import OPTIONS, plan_block, plan_stages
 
 SMALL = {"embed_dim": 16, "num_heads": (1, 2, 2, 2)}
 
@@ -39,20 +38,17 @@ def plan_window_attention_v2(attn: WindowAttention, ctx: Context, *, window_size
             "pretrained_window_size is 0: coordinates are normalised by the new window, so the position bias "
             "stretches with it, as in stock timm."
         )
-    area = window_size[0] * window_size[1]
     yield from ctx.buffer(
         attn,
         "relative_coords_table",
         (1, 2 * window_size[0] - 1, 2 * window_size[1] - 1, 2),
         Rebuild(log_coordinates, (window_size, pretrained), like="proj.weight"),
     )
-    yield from ctx.buffer(
-        attn, "relative_position_index", (area, area), Rebuild(relative_position_index, (window_size,))
-    )
+    yield from rebuild_index(attn, ctx, window_size)
     yield from ctx.attribute(attn, window_size=window_size)
 
 
-def log_coordinates(window: Size, pretrained: Size, *, device: Any, dtype: Any) -> Tensor:
+def log_coordinates(window: Size, pretrained: Size, *, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return the offsets of a window (1, 2h-1, 2w-1, 2), log-spaced so that the trained window spans -1..1.
 
     Computed in float32. `pretrained` (0, 0) stands for the window itself.
@@ -69,12 +65,7 @@ def log_coordinates(window: Size, pretrained: Size, *, device: Any, dtype: Any) 
     return (torch.sign(scaled) * torch.log2(scaled.abs() + 1.0) / math.log2(8)).to(dtype)
 
 
-@register(SwinTransformerV2Block, state="attn_mask (windows, area, area)", method="rebuilt", sizes="any map")
-def plan_swin_v2_block(
-    block: SwinTransformerV2Block, ctx: Context, *, feat_size: Size, window_size: Size, shift_size: Size
-) -> Changes:
-    """Set the block's map, window, shift and mask; returns the window and shift it uses."""
-    return (yield from plan_block(block, ctx, feat_size, window_size, shift_size, "input_resolution"))
+register(SwinTransformerV2Block, state="attn_mask (windows, area, area)", method="rebuilt", sizes="any map")(plan_block)
 
 
 @register(
@@ -88,8 +79,7 @@ def plan_swin_v2_block(
         "swinv2_base_window12to16_192to256": {**SMALL, "depths": (1, 1, 2, 2)},
     },
 )
-def plan_swin_transformer_v2(model: Any, ctx: Context) -> Changes:
+def plan_swin_transformer_v2(model: SwinTransformerV2, ctx: Context) -> Changes:
     """Choose each stage's window on the new grid and rebuild what depends on it."""
-    old, grid, patch = yield from ctx.visit(model.patch_embed)
-    yield from plan_reductions(model, ctx, patch)
-    yield from plan_stages(model, ctx, ctx.sequence(model, "layers"), old, grid)
+    grids = yield from plan_grids(model, model.patch_embed, ctx, growth=2)
+    yield from plan_stages(model, ctx, ctx.sequence(model, "layers"), grids)

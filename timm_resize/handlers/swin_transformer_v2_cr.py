@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from timm.models.swin_transformer_v2_cr import (
     PatchEmbed,
@@ -13,36 +11,22 @@ from timm.models.swin_transformer_v2_cr import (
 )
 from torch import Tensor, nn
 
-from timm_resize.core.context import Changes, Context
-from timm_resize.core.plan import Rebuild
+from timm_resize.core.context import Changes, Context, Grids, Rebuild, Returning
 from timm_resize.core.registry import register
-from timm_resize.geometry import Size, floor_div
+from timm_resize.geometry import Size
+from timm_resize.handlers.layers.patch_embed import plan_patch_embed
 from timm_resize.handlers.layers.windows import OPTIONS, Windows, plan_block, plan_stages, ratio_windows
 
 DEFAULT_RATIO = 8
 """`window_ratio` of the constructor: windows are an eighth of the patch grid."""
 
-
 SMALL = {"embed_dim": 16, "num_heads": (1, 2, 2, 2)}
 
 
 @register(PatchEmbed, state="img_size, grid_size, num_patches", sizes="floored to the patch; dropped pixels warned of")
-def plan_patch_embed_cr(embed: PatchEmbed, ctx: Context) -> Changes:
-    """Set the sizes; returns the old patch grid and the new."""
-    patch = tuple(embed.patch_size)
-    grid = floor_div(ctx.new_size, patch)
-    shown = patch[0] if patch[0] == patch[1] else patch
-    if min(grid) < 1:
-        ctx.invalid(f"is smaller than patch_size={shown}")
-    rest = ctx.new_size[0] % patch[0], ctx.new_size[1] % patch[1]
-    if any(rest):
-        ctx.warn(
-            f"img_size={ctx.new_size} drops {rest[0]} rows and {rest[1]} columns of pixels at the "
-            f"bottom and right: patch_size={shown}."
-        )
-    old = tuple(embed.grid_size)
-    yield from ctx.attribute(embed, img_size=ctx.new_size, grid_size=grid, num_patches=grid[0] * grid[1])
-    return old, grid
+def plan_patch_embed_cr(embed: PatchEmbed, ctx: Context) -> Returning[Grids]:
+    """Set the sizes, as for timm's `PatchEmbed`, whose attributes this one has."""
+    return (yield from plan_patch_embed(embed, ctx))
 
 
 @register(
@@ -58,7 +42,7 @@ def plan_window_attention_cr(attn: WindowMultiHeadAttention, ctx: Context, *, wi
         yield from ctx.attribute(attn, window_size=window_size)
 
 
-def log_offsets(window: Size, *, device: Any, dtype: Any) -> Tensor:
+def log_offsets(window: Size, *, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return sign(d)·log(1 + |d|) of the offset between each pair of cells, (area*area, 2), computed in float32.
 
     Source: Swin v2, arXiv 2111.09883, section 3.3, equation 4.
@@ -69,12 +53,9 @@ def log_offsets(window: Size, *, device: Any, dtype: Any) -> Tensor:
     return (torch.sign(offsets) * torch.log(1.0 + offsets.abs())).to(dtype)
 
 
-@register(SwinTransformerV2CrBlock, state="attn_mask (windows, area, area)", method="rebuilt", sizes="any map")
-def plan_swin_cr_block(
-    block: SwinTransformerV2CrBlock, ctx: Context, *, feat_size: Size, window_size: Size, shift_size: Size
-) -> Changes:
-    """Set the block's map, window, shift and mask; returns the window and shift it uses."""
-    return (yield from plan_block(block, ctx, feat_size, window_size, shift_size, "feat_size"))
+register(SwinTransformerV2CrBlock, state="attn_mask (windows, area, area)", method="rebuilt", sizes="any map")(
+    plan_block
+)
 
 
 @register(
@@ -88,10 +69,10 @@ def plan_swin_cr_block(
         "swinv2_cr_tiny_ns_224": {**SMALL, "depths": (1, 1, 2, 2)},
     },
 )
-def plan_swin_transformer_v2_cr(model: Any, ctx: Context) -> Changes:
+def plan_swin_transformer_v2_cr(model: SwinTransformerV2Cr, ctx: Context) -> Changes:
     """Choose each stage's window on the new grid and rebuild what depends on it."""
-    old, grid = yield from ctx.visit(model.patch_embed)
-    windows = yield from plan_stages(model, ctx, ctx.sequence(model, "stages"), old, grid, _constructor_windows)
+    grids = yield from ctx.visit(model.patch_embed, Grids)
+    windows = yield from plan_stages(model, ctx, ctx.sequence(model, "stages"), grids, _constructor_windows)
     if hasattr(model, "img_size"):  # not on a feature wrapper
         yield from ctx.attribute(model, img_size=ctx.new_size, window_size=windows[0])
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from timm.models.tiny_vit import Attention, TinyVit, TinyVitBlock, TinyVitStage
+from timm.models.tiny_vit import Attention, ConvLayer, TinyVit, TinyVitBlock, TinyVitStage
 
 from timm_resize.core.context import Changes, Context
 from timm_resize.core.registry import register
-from timm_resize.errors import ResizeError
 from timm_resize.geometry import Size
 from timm_resize.handlers.layers.offset_bias import resize_offset_bias
+from timm_resize.handlers.layers.square_windows import scaled_side, square_side
 
-_NARROW: dict[str, Any] = {"embed_dims": (32, 32, 64, 64), "num_heads": (1, 1, 2, 2)}
+_NARROW = {"embed_dims": (32, 32, 64, 64), "num_heads": (1, 1, 2, 2)}
 
 
 @register(
@@ -32,9 +30,9 @@ def plan_tiny_vit(model: TinyVit, ctx: Context) -> Changes:
     The published models for 384 and 512 pixels scale the windows like the image: `window_size=(12, 12, 24, 12)`,
     one per stage with the first, which has no attention, unused; or `window_policy="scale"`.
     """
-    stages: list[Any] = ctx.sequence(model, "stages")
+    stages = ctx.sequence(model, "stages")
     given = ctx.window_sizes(len(stages))
-    windows = [_window(stage, ctx) if given is None else _square(given[i], ctx) for i, stage in enumerate(stages)]
+    windows = [_window(stage, ctx) if given is None else square_side(given[i], ctx) for i, stage in enumerate(stages)]
     for stage, window in zip(stages, windows, strict=True):
         for block in stage.blocks if isinstance(stage, TinyVitStage) else ():
             yield from ctx.visit(block, window_size=window)
@@ -42,23 +40,14 @@ def plan_tiny_vit(model: TinyVit, ctx: Context) -> Changes:
         ctx.record(built=True, window_sizes=windows)
 
 
-def _window(stage: Any, ctx: Context) -> int:
+def _window(stage: TinyVitStage | ConvLayer, ctx: Context) -> int:
     """Return the window that the policy gives a stage; 7 for a stage without attention, as the constructor."""
     if not isinstance(stage, TinyVitStage):
         return 7
     window = int(stage.blocks[0].window_size)
     if ctx.request.window_policy != "scale" or ctx.old_size is None:
         return window
-    return max(round(window * min(n / o for n, o in zip(ctx.new_size, ctx.old_size, strict=True))), 1)
-
-
-def _square(window: Size, ctx: Context) -> int:
-    if window[0] != window[1]:
-        raise ResizeError(
-            f"{type(ctx.root).__name__}: window_size={window} is not square, as stock's blocks need it. "
-            f"Use window_size={min(window)}."
-        )
-    return window[0]
+    return scaled_side(window, ctx.old_size, ctx.new_size)
 
 
 @register(TinyVitBlock, state="window_size")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from timm.models.tnt import TNT, PixelEmbed
 
-from timm_resize.core.context import Changes, Context
+from timm_resize.core.context import Changes, Context, Grids, Returning
 from timm_resize.core.registry import register
 from timm_resize.geometry import ceil_div, floor_div, text
+from timm_resize.handlers.layers.patch_embed import plan_patch_embed
 
 
 @register(
@@ -21,32 +22,21 @@ from timm_resize.geometry import ceil_div, floor_div, text
 )
 def plan_tnt(model: TNT, ctx: Context) -> Changes:
     """Resample the position embedding of the patches from the old grid to the new."""
-    old, new = yield from ctx.visit(model.pixel_embed)
-    yield from ctx.parameter(model, "patch_pos", ctx.pos_embed(old, new, prefix=1))
-    yield from ctx.attribute(model, num_patches=new[0] * new[1])
+    grids = yield from ctx.visit(model.pixel_embed, Grids)
+    yield from ctx.parameter(model, "patch_pos", ctx.pos_embed(grids.old, grids.new, prefix=1))
+    yield from ctx.attribute(model, num_patches=grids.new[0] * grids.new[1])
 
 
 @register(PixelEmbed, state="img_size, grid_size, num_patches", sizes="floored to the patch; dropped pixels warned of")
-def plan_pixel_embed(embed: PixelEmbed, ctx: Context) -> Changes:
-    """Set the sizes; returns the old grid and the new one.
+def plan_pixel_embed(embed: PixelEmbed, ctx: Context) -> Returning[Grids]:
+    """Set the sizes, as for timm's `PatchEmbed`, whose attributes this one has.
 
     The legacy kind cuts patches from the strided map, whose sides are rounded up, so a few sizes give forward one
     patch more than `dynamic_feat_size` counts: features could not be put back into a map.
     """
-    patch = tuple(embed.patch_size)
-    grid = floor_div(ctx.new_size, patch)
-    if min(grid) < 1:
-        ctx.invalid(f"is smaller than patch_size={patch[0] if patch[0] == patch[1] else patch}")
+    grids = yield from plan_patch_embed(embed, ctx)
     if embed.legacy:
         cut = floor_div(ceil_div(ctx.new_size, tuple(embed.proj.stride)), tuple(embed.new_patch_size))
-        if cut != grid:
-            ctx.invalid(f"is cut into {text(cut)} patches (the legacy stem rounds up) but counted as {text(grid)}")
-    rest = (ctx.new_size[0] - grid[0] * patch[0], ctx.new_size[1] - grid[1] * patch[1])
-    if any(rest):
-        ctx.warn(
-            f"img_size={ctx.new_size} drops {rest[0]} rows and {rest[1]} columns of pixels at the "
-            f"bottom and right: patches take {text(patch)}."
-        )
-    old = tuple(embed.grid_size)
-    yield from ctx.attribute(embed, img_size=ctx.new_size, grid_size=grid, num_patches=grid[0] * grid[1])
-    return old, grid
+        if cut != grids.new:
+            ctx.invalid(f"is cut into {text(cut)} patches (the legacy stem rounds up) but counted as {text(grids.new)}")
+    return grids

@@ -9,6 +9,7 @@ from timm.models.vision_transformer import _RADIO_ALIGN_CORNERS, VisionTransform
 from timm_resize.core.context import Changes, Context
 from timm_resize.core.registry import register
 from timm_resize.geometry import floor_div
+from timm_resize.handlers.layers.patch_embed import plan_grids
 
 
 @register(
@@ -35,14 +36,13 @@ def plan_vision_transformer(model: VisionTransformer, ctx: Context) -> Changes:
     With `dynamic_img_size` the forward resamples from `patch_embed.grid_size`, so both are set together.
     """
     default = _checkpoint_interpolation(model) if ctx.request.constructing else {}
-    old, new, reduction = yield from ctx.visit(model.patch_embed, **default)
     embed = model.patch_embed
+    grids = yield from plan_grids(model, embed, ctx, **default)
     if not getattr(embed, "strict_img_size", True) and not model.dynamic_img_size and model.pos_embed is not None:
         patch = ctx.request.patch_size or tuple(embed.patch_size)
         yield from ctx.guard(embed.proj, lambda size: floor_div(size, patch))  # forward has but the count of tokens
     prefix = 0 if model.no_embed_class else model.num_prefix_tokens
-    yield from ctx.parameter(model, "pos_embed", ctx.pos_embed(old, new, prefix, **default))
-    yield from ctx.attribute(model, feature_info=[dict(i, reduction=reduction) for i in model.feature_info])
+    yield from ctx.parameter(model, "pos_embed", ctx.pos_embed(grids.old, grids.new, prefix, **default))
 
 
 def _checkpoint_interpolation(model: VisionTransformer) -> dict[str, Any]:

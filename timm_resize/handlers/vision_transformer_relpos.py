@@ -6,6 +6,7 @@ from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 
 from timm_resize.core.context import Changes, Context
 from timm_resize.core.registry import register
+from timm_resize.handlers.layers.patch_embed import plan_grids
 
 
 @register(
@@ -32,8 +33,7 @@ from timm_resize.core.registry import register
 )
 def plan_vision_transformer_relpos(model: VisionTransformerRelPos, ctx: Context) -> Changes:
     """Set the patch grid and give every relative position module the whole grid as its window."""
-    _, grid, reduction = yield from ctx.visit(model.patch_embed)
+    grids = yield from plan_grids(model, model.patch_embed, ctx)
     for rel_pos in (model.shared_rel_pos, *(block.attn.rel_pos for block in model.blocks)):
         if rel_pos is not None:
-            yield from ctx.visit(rel_pos, window=grid)
-    yield from ctx.attribute(model, feature_info=[dict(i, reduction=reduction) for i in model.feature_info])
+            yield from ctx.visit(rel_pos, window=grids.new)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from timm.models.vision_transformer_sam import Attention, Block, VisionTransformerSAM
 
 from timm_resize.core.context import Changes, Context
 from timm_resize.core.registry import register
 from timm_resize.errors import ResizeError
 from timm_resize.geometry import Size
+from timm_resize.handlers.layers.patch_embed import plan_grids
+from timm_resize.handlers.layers.square_windows import scaled_side, square_side
 from timm_resize.resample import Interpolate, Resample
 
 
@@ -36,7 +36,8 @@ def plan_vision_transformer_sam(model: VisionTransformerSAM, ctx: Context) -> Ch
     Stock's forward resamples both kinds of table whenever the map differs, by the same maps, so a resized model
     computes what the unresized one does at that size.
     """
-    old, new, reduction = yield from ctx.visit(model.patch_embed)
+    grids = yield from plan_grids(model, model.patch_embed, ctx)
+    old, new = grids.old, grids.new
     yield from ctx.parameter(model, "pos_embed", ctx.pos_embed_map(old, new, dim=1))
     window = _window(model, ctx, old, new)
     for block in model.blocks:
@@ -44,24 +45,22 @@ def plan_vision_transformer_sam(model: VisionTransformerSAM, ctx: Context) -> Ch
     for rope, shape in ((model.rope_global, new), (model.rope_window, (window, window))):
         if rope is not None:
             yield from ctx.visit(rope, feat_shape=shape)
-    yield from ctx.attribute(model, feature_info=[dict(i, reduction=reduction) for i in model.feature_info])
     if ctx.option("window_size") is not None or ctx.request.window_policy == "scale":
         ctx.record(window_size=window)
 
 
 def _window(model: VisionTransformerSAM, ctx: Context, old: Size, new: Size) -> int:
     """Return the side of the windows; 0 for a model that has none."""
-    blocks: list[Any] = list(model.blocks)
-    present = max((int(block.window_size) for block in blocks), default=0)
+    present = max((int(block.window_size) for block in model.blocks), default=0)
     given = ctx.size_option("window_size")
-    if given is not None and (given[0] != given[1] or not present):
-        reason = "is not square, as stock's blocks need it" if present else "is for a model without windowed blocks"
-        raise ResizeError(f"{type(ctx.root).__name__}: window_size={given} {reason}. Use window_size=14.")
+    if given is not None and not present:
+        raise ResizeError(
+            f"{type(ctx.root).__name__}: window_size={given} is for a model with windowed blocks, and this one "
+            "has none. Leave window_size out."
+        )
     if given is not None:
-        return given[0]
-    if ctx.request.window_policy != "scale" or not present:
-        return present
-    return max(round(present * min(n / o for n, o in zip(new, old, strict=True))), 1)
+        return square_side(given, ctx)
+    return scaled_side(present, old, new) if present and ctx.request.window_policy == "scale" else present
 
 
 @register(Block, state="window_size")

@@ -6,7 +6,8 @@ from timm.models.volo import VOLO, Downsample
 
 from timm_resize.core.context import Changes, Context
 from timm_resize.core.registry import register
-from timm_resize.geometry import Size, ceil_div, floor_div, text
+from timm_resize.geometry import Size, floor_div, left_over, text, times
+from timm_resize.handlers.layers.conv_size import map_size
 
 
 @register(
@@ -31,12 +32,8 @@ def plan_volo(model: VOLO, ctx: Context) -> Changes:
             f"img_size={ctx.new_size} gives a {text(grid)} map, where stock timm's constructor rounds down to "
             f"{text(floored)}: a checkpoint saved at this size needs timm_resize."
         )
-    rest = (max(ctx.new_size[0] - grid[0] * cell[0], 0), max(ctx.new_size[1] - grid[1] * cell[1], 0))
-    if any(rest):
-        ctx.warn(
-            f"img_size={ctx.new_size} leaves the last {rest[0]} rows and {rest[1]} columns of pixels out of "
-            f"the transformer stages, whose cells take {text(cell)}."
-        )
+    rest = left_over(ctx.new_size, times(grid, cell))
+    ctx.warn_dropped(rest, f"the cells of the transformer stages take {text(cell)}")
     if model.pos_embed is not None:
         old = (model.pos_embed.shape[1], model.pos_embed.shape[2])
         yield from ctx.parameter(model, "pos_embed", ctx.pos_embed_map(old, grid, dim=1))
@@ -45,12 +42,11 @@ def plan_volo(model: VOLO, ctx: Context) -> Changes:
 
 def _grid(model: VOLO, size: Size) -> tuple[Size, Size]:
     """Return the grid of the position embedding for an image of `size`, and the pixels of one cell."""
-    embed, cell = model.patch_embed, (1, 1)
-    strides = [tuple(embed.proj.stride)]
-    strides += [tuple(m.proj.stride) for m in model.network[:2] if isinstance(m, Downsample)]
-    if embed.conv is not None:
-        cell = tuple(embed.conv[0].stride)
-        size = ceil_div(size, cell)
-    for stride in strides:
-        size, cell = floor_div(size, stride), (cell[0] * stride[0], cell[1] * stride[1])
+    embed = model.patch_embed
+    layers = [embed.conv, embed.proj, *(m.proj for m in model.network[:2] if isinstance(m, Downsample))]
+    cell = (1, 1) if embed.conv is None else tuple(embed.conv[0].stride)
+    for layer in layers:
+        size = map_size(layer, size)
+    for layer in layers[1:]:
+        cell = times(cell, tuple(layer.stride))
     return size, cell

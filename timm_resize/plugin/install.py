@@ -177,6 +177,8 @@ def _model_classes() -> list[type]:
 
 def _method(own: Any) -> Callable[..., None]:
     """Return a `set_input_size` with the positional order of the class's own."""
+    if hasattr(own, "resizes"):  # inherited from a class that has ours already
+        return own
     order = ["img_size", "patch_size", "window_size"]
     if own is not None:
         order = [n for n in inspect.signature(own).parameters if n != "self"]

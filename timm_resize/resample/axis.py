@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from timm_resize.resample.sampling import sample_matrix
+
+Source = tuple[int, ...]
+"""The coordinates of one axis' old side as plain values, its number of samples first."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,11 @@ class AxisMap:
         return self.old == self.new
 
     @property
-    def source(self) -> tuple[Any, ...]:
+    def source(self) -> Source:
         """The old side's coordinates as plain values, for `rebase`."""
         return (self.old,)
 
-    def rebase(self, source: tuple[Any, ...]) -> AxisMap:
+    def rebase(self, source: Source) -> AxisMap:
         """Return the map to the same new side from another old side."""
         return replace(self, old=source[0])
 
@@ -274,7 +276,7 @@ class Magnitude(AxisMap):
         """Whether the bounded map keeps its coordinates."""
         return self.of.is_identity
 
-    def rebase(self, source: tuple[Any, ...]) -> AxisMap:
+    def rebase(self, source: Source) -> AxisMap:
         """Return the bound of the rebased map."""
         of = self.of.rebase(source)
         return Magnitude(of.old, of.new, of)
@@ -285,7 +287,7 @@ class Magnitude(AxisMap):
         return entries * entries.sum(1, keepdim=True)
 
     @property
-    def source(self) -> tuple[Any, ...]:
+    def source(self) -> Source:
         """The old side's coordinates as plain values, for `rebase`."""
         return self.of.source
 

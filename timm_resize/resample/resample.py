@@ -5,21 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from timm_resize.resample import serial
-from timm_resize.resample.axis import AxisMap, Magnitude
+from timm_resize.resample.axis import AxisMap, Magnitude, Source
 
-COLUMNS = 256
-"""Numbers of each cell that are mapped at a time: two to five times faster than all of them, or few."""
+PIECE = 100_000
+"""Numbers to map at a time: in float64 they stay in the cache, which maps a position embedding twice as fast."""
 
 
 @dataclass(frozen=True)
 class Resample:
-    """A linear map on any tensor with the same axis layout: a weight, its moments, its EMA twin.
+    """A linear map on any tensor with the same axis layout: a weight, its moments, its averaged copy.
+
+    A tensor is mapped by itself, out of new memory, in pieces that follow from its shape alone. So its bits do not
+    depend on which tensors are mapped with it, on its strides or place in memory, or on whether autograd follows. The
+    sums within a piece are the BLAS library's, in float64: another library, processor or number of threads may round
+    the last bit of a float64 result otherwise.
 
     Attributes:
         axes: One map per grid axis, in the tensor's (row-major) order.
@@ -53,11 +56,11 @@ class Resample:
         return " + ".join(dict.fromkeys(names))
 
     @property
-    def source(self) -> tuple[Any, ...]:
-        """The old side's coordinates, as nested tuples of plain values."""
+    def source(self) -> tuple[Source, ...]:
+        """The old side's coordinates, one tuple per axis, those of `then` last."""
         return (*(a.source for a in self.axes), *(self.then.source if self.then else ()))
 
-    def rebase(self, source: Sequence[Any]) -> Resample:
+    def rebase(self, source: Sequence[Source]) -> Resample:
         """Return the map from another old side (a `source`) to the same new side."""
         here, rest = source[: len(self.axes)], source[len(self.axes) :]
         axes = tuple(a.rebase(tuple(s)) for a, s in zip(self.axes, here, strict=True))
@@ -80,81 +83,53 @@ class Resample:
             shape[self.dim : self.dim + count] = [a.new for a in self.axes]
         return self.then.shape(shape) if self.then else tuple(shape)
 
+    @torch.no_grad()
     def __call__(self, tensor: Tensor) -> Tensor:
         """Return the resampled tensor: a new one, contiguous, of the same dtype and device.
 
         Computed in float64: float32 products may run in TF32 or bfloat16, by the user's matmul precision or under
-        autocast. Non-grid entries are copied bit for bit.
+        autocast. Non-grid entries are copied bit for bit, and so is everything by an identity.
         """
         shape = self.shape(tensor.shape)
-        if tensor.is_meta:
-            return tensor.new_empty(shape)
         if self.is_identity:
             return tensor.detach().clone(memory_format=torch.contiguous_format)
-        if self._is_wide(shape):
-            return self._mapped_by_columns([tensor.detach()], shape)[0]
-        device = tensor.device if tensor.device.type in _HAVE_FLOAT64 else torch.device("cpu")
-        out = self._apply(serial.converted(tensor.detach().to(device), torch.float64))
-        return serial.converted(out, tensor.dtype).to(tensor.device)
-
-    def _is_wide(self, shape: Sequence[int]) -> bool:
-        """Whether a tensor of the new `shape` is one grid of two axes with many numbers in each cell, or many grids."""
-        if type(self) is not Resample or len(self.axes) != 2 or self.then or (self.before, self.after) != (1, 1):
-            return False
-        lead, rest = math.prod(shape[: self.dim]), math.prod(shape[self.dim + (1 if self.flat else 2) :])
-        return min(lead, rest) == 1 and max(lead, rest) >= 4
-
-    def each(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return each of several tensors of one shape, dtype and device resampled; small ones are mapped together."""
-        shape = self.shape(tensors[0].shape)
-        if tensors[0].is_meta or self.is_identity or not self._is_wide(shape):
-            return [self(tensor) for tensor in tensors]
-        return self._mapped_by_columns([tensor.detach() for tensor in tensors], shape)
-
-    def _mapped_by_columns(self, tensors: Sequence[Tensor], shape: Sequence[int]) -> list[Tensor]:
-        """Map wide tensors some columns at a time, so that what is in float64 stays in the cache."""
-        rows, columns = self.axes
-        device = tensors[0].device if tensors[0].device.type in _HAVE_FLOAT64 else torch.device("cpu")
-        row_matrix, column_matrix = rows.matrix().to(device), columns.matrix().to(device)
-        width = math.prod(shape[: self.dim]) * math.prod(shape[self.dim + (1 if self.flat else 2) :])
-        work = width * rows.new * columns.old * (rows.old + columns.new)
-        few = work <= serial.LARGE and device.type == "cpu"
-        multiply, step = (serial.product, serial.columns(rows.new * columns.new)) if few else (torch.mm, COLUMNS)
-        out, parts = [], list[tuple[Tensor, Tensor]]()
-        for tensor in tensors:
-            out.append(tensor.new_empty(shape, device=device))
-            old, grid = self._cells(tensor.to(device), out[-1], width)
-            parts += zip(old.split(step, 1), grid.split(step, 2), strict=True)
-        together = max(step // width, 1)
-        for start in range(0, len(parts), together):
-            olds, news = zip(*parts[start : start + together], strict=True)
-            part = (torch.cat(olds, 1) if len(olds) > 1 else olds[0]).to(torch.float64)
-            count = part.shape[1]
-            part = multiply(row_matrix, part.reshape(rows.old, columns.old * count))
-            part = part.view(rows.new, columns.old, count).transpose(0, 1).reshape(columns.old, rows.new * count)
-            part = multiply(column_matrix, part).view(columns.new, rows.new, count).transpose(0, 1)
-            for new, done in zip(news, part.split([n.shape[2] for n in news], 2), strict=True):
-                new.copy_(done)
-        return [result.to(tensor.device) for tensor, result in zip(tensors, out, strict=True)]
-
-    def _cells(self, tensor: Tensor, out: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        """Copy what is not of the grid to `out`; return views of the cells, (old, width) and (rows, columns, width)."""
-        first = math.prod(tensor.shape[: self.dim]) == 1  # the grid comes first, then what is in its cells
-        old, new = (t.reshape(-1, width) if first else t.reshape(width, -1).T for t in (tensor, out))
-        end = len(new) - self.suffix
-        if self.prefix or self.suffix:
-            new[: self.prefix] = old[: self.prefix]
-            new[end:] = old[len(old) - self.suffix :]
-        grid = new[self.prefix : end].unflatten(0, [axis.new for axis in self.axes])
-        return old[self.prefix : len(old) - self.suffix], grid
+        out = tensor.new_empty(shape)
+        if not tensor.is_meta:
+            dim, step = self._cut(tensor.shape, shape)
+            for old, new in zip(tensor.split(step, dim), out.split(step, dim), strict=True):
+                new.copy_(self._float64(old))
+        return out
 
     def differentiable(self, tensor: Tensor) -> Tensor:
-        """As a call, but part of autograd's graph: gradients go through the map to `tensor`."""
-        self.shape(tensor.shape)
+        """As a call, bit for bit, but part of autograd's graph; an identity returns `tensor` itself."""
+        shape = self.shape(tensor.shape)
         if self.is_identity:
             return tensor
+        if tensor.is_meta:
+            return tensor.new_empty(shape)
+        dim, step = self._cut(tensor.shape, shape)
+        parts = [self._float64(part).to(tensor.device, tensor.dtype) for part in tensor.split(step, dim)]
+        return torch.cat(parts, dim)
+
+    def _float64(self, tensor: Tensor) -> Tensor:
+        """Map a piece of a tensor, from a copy whose place and strides are always the same."""
         device = tensor.device if tensor.device.type in _HAVE_FLOAT64 else torch.device("cpu")
-        return self._apply(tensor.to(device, torch.float64)).to(tensor.device, tensor.dtype)
+        return self._apply(tensor.to(device, torch.float64, copy=True, memory_format=torch.contiguous_format))
+
+    def _cut(self, old: Sequence[int], new: Sequence[int]) -> tuple[int, int]:
+        """Return the longest dimension that holds no grid, and how many of its entries make a piece."""
+        grids = self._grid_dims()
+        free = [dim for dim in range(len(old)) if dim not in grids]
+        if not free:
+            return 0, max(old[0], new[0])  # a token-to-token matrix or a bias per token: whole
+        dim = max(free, key=old.__getitem__)
+        entry = max(math.prod(old), math.prod(new)) // max(old[dim], 1)
+        return dim, max(PIECE // max(entry, 1), 1)
+
+    def _grid_dims(self) -> set[int]:
+        """Return the dimensions that hold a grid, here or for `then`."""
+        here = range(self.dim, self.dim + (1 if self.flat else len(self.axes)))
+        return {*here, *(self.then._grid_dims() if self.then else ())}
 
     def second_moment(self, tensor: Tensor) -> Tensor:
         """Map a running mean of squares so that it stays one: non-negative, and no less than the mean squared.
@@ -171,13 +146,10 @@ class Resample:
     def _apply(self, tensor: Tensor) -> Tensor:
         """Map a float64 tensor by `axes`, then by `then`."""
         if not all(axis.is_identity for axis in self.axes):
-            if self.flat and (self.prefix or self.suffix):
-                sizes = [self.prefix, tensor.shape[self.dim] - self.prefix - self.suffix, self.suffix]
-                head, grid, tail = tensor.split(sizes, self.dim)
-                parts = [head, self._grid(grid), tail]
-                tensor = torch.cat(parts, self.dim) if _in_graph(tensor) else serial.joined(parts, self.dim)
-            else:
-                tensor = self._grid(tensor)
+            sizes = [self.prefix, tensor.shape[self.dim] - self.prefix - self.suffix, self.suffix]
+            head, grid, tail = tensor.split(sizes, self.dim)
+            grid = self._grid(grid)
+            tensor = torch.cat([head, grid, tail], self.dim) if self.prefix or self.suffix else grid
         return self.then._apply(tensor) if self.then else tensor
 
     def _grid(self, tensor: Tensor) -> Tensor:
@@ -187,18 +159,14 @@ class Resample:
         if self.flat:
             lead, rest = [*lead, self.before], [self.after, *rest]
         sides = [axis.old for axis in self.axes]
-        for i, axis in enumerate(self.axes):
+        for i, axis in reversed(list(enumerate(self.axes))):  # so the last product is laid out as the result
             before, after = math.prod(lead + sides[:i]), math.prod(sides[i + 1 :] + rest)
-            matrix, tensor = axis.matrix().to(tensor.device), tensor.reshape(before, axis.old, after)
-            tensor = matrix @ tensor if _in_graph(tensor) else serial.middle_product(matrix, tensor)
+            columns = tensor.reshape(before, axis.old, after).transpose(0, 1).reshape(axis.old, before * after)
+            product = axis.matrix().to(tensor.device) @ columns
+            tensor = product.view(axis.new, before, after).transpose(0, 1)
             sides[i] = axis.new
         flat = [self.before * math.prod(sides) * self.after]
         return tensor.reshape(lead[:-1] + flat + rest[1:] if self.flat else lead + sides + rest)
-
-
-def _in_graph(tensor: Tensor) -> bool:
-    """Whether autograd follows: then no operation may write to an output of its own choice."""
-    return tensor.requires_grad and torch.is_grad_enabled()
 
 
 _HAVE_FLOAT64 = ("cpu", "cuda")

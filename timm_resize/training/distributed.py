@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from typing_extensions import Unpack
 
+from timm_resize.core.followers import Ema, Optimizers
+from timm_resize.core.request import ResizeOptions
 from timm_resize.errors import ResizeError, UnsupportedModelError
+from timm_resize.geometry import SizeLike
 from timm_resize.resize import resize_
 
 
-def resize_ddp(model: nn.Module, img_size: Any, **options: Any) -> DistributedDataParallel:
+def resize_ddp(
+    model: nn.Module,
+    img_size: SizeLike,
+    *,
+    optimizer: Optimizers | None = None,
+    ema: Ema | None = None,
+    **options: Unpack[ResizeOptions],
+) -> DistributedDataParallel:
     """Resize the model inside a DistributedDataParallel, and wrap it again as it was wrapped.
 
     Call it on every rank, between steps. The Parameters are the same objects; the wrapper, whose gradient buckets are
@@ -22,7 +32,9 @@ def resize_ddp(model: nn.Module, img_size: Any, **options: Any) -> DistributedDa
     Args:
         model: The wrapper.
         img_size: An int or (H, W) in pixels.
-        **options: As for `resize_`: `optimizer`, `ema`, `window_size` ….
+        optimizer: One optimizer or several, whose state follows the weights.
+        ema: One EMA copy or several.
+        **options: As for `plan_resize`.
 
     Returns:
         A new wrapper around the same module.
@@ -37,7 +49,7 @@ def resize_ddp(model: nn.Module, img_size: Any, **options: Any) -> DistributedDa
             "timm_resize.resize_fsdp for one that fully_shard sharded."
         )
     module = model.module
-    resize_(module, img_size, **options)
+    resize_(module, img_size, optimizer=optimizer, ema=ema, **options)
     return DistributedDataParallel(
         module,
         device_ids=model.device_ids,
@@ -53,13 +65,13 @@ def resize_ddp(model: nn.Module, img_size: Any, **options: Any) -> DistributedDa
 
 def resize_fsdp(
     model: nn.Module,
-    img_size: Any,
+    img_size: SizeLike,
     *,
     build: Callable[[], nn.Module],
-    shard: Callable[[nn.Module], Any],
+    shard: Callable[[nn.Module], object],
     optimizer: Optimizer | None = None,
     build_optimizer: Callable[[Iterator[nn.Parameter]], Optimizer] | None = None,
-    **options: Any,
+    **options: Unpack[ResizeOptions],
 ) -> tuple[nn.Module, Optimizer | None]:
     """Resize a model that `torch.distributed.fsdp.fully_shard` sharded: gather, resize on every rank, shard anew.
 
@@ -73,7 +85,7 @@ def resize_fsdp(
         shard: Applies `fully_shard` as it was applied before; changes the model it is given.
         optimizer: The optimizer over the sharded parameters.
         build_optimizer: Makes a new one from parameters; needed with `optimizer`.
-        **options: As for `resize_`: `window_size`, `interpolation` ….
+        **options: As for `plan_resize`.
 
     Returns:
         The new sharded model, and the new optimizer or None.

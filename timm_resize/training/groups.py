@@ -16,7 +16,7 @@ def _resized(model: nn.Module, plan: ResizePlan) -> set[int]:
 
 
 def param_groups(
-    model: nn.Module, plan: ResizePlan, lr: float, resized_lr: float, **options: Any
+    model: nn.Module, plan: ResizePlan, lr: float, resized_lr: float, **options: object
 ) -> list[dict[str, Any]]:
     """Split trainable parameters in two: those that a resize resampled, and the rest.
 

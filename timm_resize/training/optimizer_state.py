@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,19 +10,16 @@ from torch import Tensor, nn
 from timm_resize.core.apply import apply_plan
 from timm_resize.core.copies import planning_copy
 from timm_resize.core.find import current_size, find_model
-from timm_resize.core.followers import mapped_state, misshapen
-from timm_resize.core.planner import plan_request
-from timm_resize.core.request import make_request
+from timm_resize.core.followers import OptimizerLike, mapped_state, misshapen
+from timm_resize.core.planner import plan_to
 from timm_resize.errors import CheckpointError
-from timm_resize.geometry import parse_size
+from timm_resize.geometry import SizeLike, parse_size
 from timm_resize.resample import Resample
 from timm_resize.weights.source import source_geometry
 
-Writes = list[Callable[[Any], None]]
-
 
 def resize_optimizer_state_dict(
-    state_dict: dict[str, Any], optimizer: Any, model: nn.Module, *, source: Any = None
+    state_dict: dict[str, Any], optimizer: OptimizerLike, model: nn.Module, *, source: SizeLike | None = None
 ) -> dict[str, Any]:
     """Fit an optimizer's state dict saved at one image size to a model at another.
 
@@ -99,7 +95,9 @@ def _maps(root: nn.Module, like: dict[str, Tensor] | None, source: Any) -> tuple
     if found is None:
         why = "fits no square image size" if like is not None else "is factored, which does not tell its image size"
         raise CheckpointError(f"{name}: the optimizer state {why}. Give source=(height, width), the size it is of.")
-    twin = planning_copy(root)
-    apply_plan(twin, plan_request(twin, make_request(name, **found)))
-    plan = plan_request(twin, make_request(name, current_size(root)))
-    return {c.key: c.how for c in plan if isinstance(c.how, Resample)}, {k: p.shape for k, p in twin.named_parameters()}
+    at_source = planning_copy(root)
+    apply_plan(at_source, plan_to(at_source, **found))
+    plan = plan_to(at_source, current_size(root))
+    return {c.key: c.how for c in plan if isinstance(c.how, Resample)}, {
+        k: p.shape for k, p in at_source.named_parameters()
+    }

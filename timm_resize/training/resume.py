@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Protocol
 
 from timm.models import _helpers, clean_state_dict
 from torch import nn
+from torch.optim import Optimizer
 
 from timm_resize.core.find import current_size, find_model
 from timm_resize.errors import CheckpointError
+from timm_resize.geometry import SizeLike
 from timm_resize.training.optimizer_state import resize_optimizer_state_dict
 from timm_resize.weights.source import source_geometry
 from timm_resize.weights.state_dict import resize_state_dict
 
 
+class Scaler(Protocol):
+    """A gradient scaler as timm has it."""
+
+    state_dict_key: str
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what the file has under `state_dict_key`."""
+
+
 def resume_checkpoint(
     model: nn.Module,
     checkpoint_path: str | os.PathLike[str],
-    optimizer: Any = None,
-    loss_scaler: Any = None,
+    optimizer: Optimizer | None = None,
+    loss_scaler: Scaler | None = None,
     *,
     ema: nn.Module | None = None,
-    source: Any = None,
+    source: SizeLike | None = None,
 ) -> int | None:
     """Load a file of timm's `CheckpointSaver` into a model at another size, its optimizer and EMA copy with it.
 
@@ -66,7 +77,7 @@ def resume_checkpoint(
     root.load_state_dict(weights)
     if averaged is not None and ema is not None:
         find_model(ema).load_state_dict(averaged)
-    if state is not None:
+    if state is not None and optimizer is not None:
         optimizer.load_state_dict(state)
     if loss_scaler is not None and loss_scaler.state_dict_key in checkpoint:
         loss_scaler.load_state_dict(checkpoint[loss_scaler.state_dict_key])

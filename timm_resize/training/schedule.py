@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
+from typing_extensions import Unpack
 
 from timm_resize.core.copies import meta_copy
 from timm_resize.core.find import current_size, find_model
+from timm_resize.core.followers import Ema, Optimizers
 from timm_resize.core.plan import ResizePlan
+from timm_resize.core.request import ResizeOptions
 from timm_resize.cost import measure
 from timm_resize.errors import InvalidSizeError, ResizeError
-from timm_resize.geometry import Size, parse_size, text
+from timm_resize.geometry import Size, SizeLike, parse_size, text
 from timm_resize.resize import nearest_sizes, resize_
 
 _logger = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ class SizeSchedule:
     sizes: tuple[Size, ...]
 
     @classmethod
-    def linear(cls, start: Any, end: Any, *, epochs: int, warmup: int = 0, final: int = 1) -> SizeSchedule:
+    def linear(cls, start: SizeLike, end: SizeLike, *, epochs: int, warmup: int = 0, final: int = 1) -> SizeSchedule:
         """Go from `start` to `end` in equal steps.
 
         Args:
@@ -56,7 +58,7 @@ class SizeSchedule:
         return cls((last,) * warmup + tuple(ramp) + (last,) * (final - 1))
 
     @classmethod
-    def steps(cls, sizes: Mapping[int, Any], *, epochs: int) -> SizeSchedule:
+    def steps(cls, sizes: Mapping[int, SizeLike], *, epochs: int) -> SizeSchedule:
         """Change at given epochs: `{0: 128, 10: 176, 20: 224}`."""
         if 0 not in sizes:
             raise ResizeError(
@@ -67,7 +69,7 @@ class SizeSchedule:
         return cls(tuple(found[start] for start in starts))
 
     @classmethod
-    def cyclic(cls, sizes: Sequence[Any], *, epochs: int, final: int = 1) -> SizeSchedule:
+    def cyclic(cls, sizes: Sequence[SizeLike], *, epochs: int, final: int = 1) -> SizeSchedule:
         """Repeat `sizes`, an epoch each; the last `final` epochs are at the last of them."""
         cycle = [_size(size, "sizes") for size in sizes]
         if not cycle:
@@ -79,7 +81,7 @@ class SizeSchedule:
         """Return the (H, W) of an epoch, counted from 0."""
         return self.sizes[min(epoch, len(self.sizes) - 1)]
 
-    def snapped(self, model: nn.Module, **options: Any) -> SizeSchedule:
+    def snapped(self, model: nn.Module, **options: Unpack[ResizeOptions]) -> SizeSchedule:
         """Return the schedule with every size moved to the nearest that the model allows.
 
         Raises:
@@ -90,7 +92,8 @@ class SizeSchedule:
         for size in dict.fromkeys(self.sizes):
             near = nearest_sizes(model, size, **options)
             if not near:
-                raise InvalidSizeError(f"{name}: img_size={size} has no valid size near it. Use another.")
+                message = f"{name}: img_size={size} has no valid size near it. Use another."
+                raise InvalidSizeError(message, model=name, argument="img_size", value=size)
             found[size] = near[0]
         return SizeSchedule(tuple(found[size] for size in self.sizes))
 
@@ -116,9 +119,9 @@ def _load(size: Size, model: nn.Module | None) -> tuple[int, int]:
     """Return pixels, and the attention scores of a model at that size."""
     if model is None:
         return size[0] * size[1], 0
-    twin = meta_copy(find_model(model))
-    resize_(twin, size)
-    return size[0] * size[1], sum(measure(twin).attention)
+    there = meta_copy(find_model(model))
+    resize_(there, size)
+    return size[0] * size[1], sum(measure(there).attention)
 
 
 def _between(first: Size, last: Size, share: float) -> Size:
@@ -126,11 +129,11 @@ def _between(first: Size, last: Size, share: float) -> Size:
     return height, width
 
 
-def _size(value: Any, name: str) -> Size:
+def _size(value: SizeLike, name: str) -> Size:
     return parse_size(value, name, "SizeSchedule")
 
 
-def _count(value: Any, name: str, least: int = 1) -> int:
+def _count(value: object, name: str, least: int = 1) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ResizeError(f"SizeSchedule: {name}={value!r} is not a number of epochs. Use {least} or more.")
     return value
@@ -155,12 +158,12 @@ class ProgressiveResize:
         >>> import timm, timm_resize, torch
         >>> model = timm.create_model("resnet18")
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-        >>> told = []
+        >>> sizes = []
         >>> progress = timm_resize.ProgressiveResize(model, timm_resize.SizeSchedule.linear(96, 160, epochs=3),
-        ...     optimizer=optimizer, batch_size=32, on_size=lambda size, batch: told.append((size, batch)))
+        ...     optimizer=optimizer, batch_size=32, on_size=lambda size, batch: sizes.append((size, batch)))
         >>> for epoch in range(4):
         ...     plan = progress.start_epoch(epoch)
-        >>> told
+        >>> sizes
         [((96, 96), 88), ((128, 128), 50), ((160, 160), 32)]
     """
 
@@ -169,11 +172,11 @@ class ProgressiveResize:
         model: nn.Module,
         schedule: SizeSchedule,
         *,
-        optimizer: Any = None,
-        ema: Any = None,
-        on_size: Callable[[Size, int | None], Any] | None = None,
+        optimizer: Optimizers | None = None,
+        ema: Ema | None = None,
+        on_size: Callable[[Size, int | None], object] | None = None,
         batch_size: int | None = None,
-        **options: Any,
+        **options: Unpack[ResizeOptions],
     ) -> None:
         """Snap the schedule; nothing is resized yet."""
         self.model = model
@@ -183,7 +186,7 @@ class ProgressiveResize:
         self.on_size = on_size
         self.batch_sizes = None if batch_size is None else self.schedule.batch_sizes(batch_size)
         self.options = options
-        self._told: Size | None = None
+        self._announced: Size | None = None
 
     def start_epoch(self, epoch: int) -> ResizePlan | None:
         """Go to the epoch's size; returns the plan that was applied, None where the size stays."""
@@ -192,7 +195,7 @@ class ProgressiveResize:
         if current_size(find_model(self.model)) != size:
             plan = resize_(self.model, size, optimizer=self.optimizer, ema=self.ema, **self.options)
             _logger.info("epoch %d: image size %s, %d tensors resized", epoch, text(size), len(plan.tensors))
-        if self._told != size and self.on_size is not None:
+        if self._announced != size and self.on_size is not None:
             self.on_size(size, self.batch_sizes[size] if self.batch_sizes else None)
-        self._told = size
+        self._announced = size
         return plan

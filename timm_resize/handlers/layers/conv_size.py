@@ -10,15 +10,22 @@ from torch import nn
 
 from timm_resize.geometry import Size, ceil_div
 
+SPATIAL = (nn.Conv2d, nn.AvgPool2d, nn.MaxPool2d)
+
 
 def map_size(layer: nn.Module | None, size: Size) -> Size:
-    """Return the (h, w) that a convolution or pooling layer makes of a map of `size`; None changes nothing.
+    """Return the (h, w) that a layer makes of a map of `size`; None changes nothing.
 
-    Below one kernel the result is 0 or less, where the layer itself would raise.
+    The layer is a convolution or a pool, or a chain of modules, which forward runs in the order that they are
+    registered. Below one kernel the result is 0 or less, where the layer itself would raise.
 
     Source: the shape formulas of torch.nn.Conv2d and torch.nn.AvgPool2d; "same" padding as in TensorFlow.
     """
     if layer is None:
+        return size
+    if not isinstance(layer, SPATIAL):
+        for child in layer.children():
+            size = map_size(child, size)
         return size
     if isinstance(layer, _SAME):
         return ceil_div(size, _pair(layer.stride))

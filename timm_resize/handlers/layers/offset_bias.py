@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from timm_resize.core.context import Changes, Context
-from timm_resize.core.plan import Rebuild
+from timm_resize.core.context import Changes, Context, Rebuild
 from timm_resize.geometry import Size, ceil_div
-from timm_resize.resample import offset_table, serial
+from timm_resize.resample import offset_table
 
 
 def resize_offset_bias(attention: nn.Module, ctx: Context, old: Size, new: Size, *, step: int = 1) -> Changes:
@@ -34,5 +33,5 @@ def offset_index(size: Size, step: int, *, device: torch.device, dtype: torch.dt
     """Return the table entry |dy| * w + |dx| of every (query, key) pair of a map (h, w), both row-major."""
     rows = (torch.arange(0, size[0], step, device=device)[:, None] - torch.arange(size[0], device=device)).abs()
     columns = (torch.arange(0, size[1], step, device=device)[:, None] - torch.arange(size[1], device=device)).abs()
-    pairs = serial.added(rows[:, None, :, None] * size[1], columns[None, :, None, :])  # (query y, x, key y, x)
+    pairs = rows[:, None, :, None] * size[1] + columns[None, :, None, :]  # (query y, x, key y, x)
     return pairs.reshape(rows.shape[0] * columns.shape[0], -1).to(dtype)

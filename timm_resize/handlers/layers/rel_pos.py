@@ -7,11 +7,10 @@ from timm.layers import RelPosBias, RelPosBiasTf, RelPosMlp
 from timm.layers.pos_embed_rel import gen_relative_log_coords
 from torch import Tensor
 
-from timm_resize.core.context import Changes, Context
-from timm_resize.core.plan import Rebuild
+from timm_resize.core.context import Changes, Context, Rebuild
 from timm_resize.core.registry import register
 from timm_resize.geometry import Size, text
-from timm_resize.handlers.layers.relative_position import relative_position_index
+from timm_resize.handlers.layers.relative_position import rebuild_index, resize_bias_table
 
 
 @register(
@@ -20,18 +19,8 @@ from timm_resize.handlers.layers.relative_position import relative_position_inde
     method="table resampled (class token rows kept), index rebuilt",
 )
 def plan_rel_pos_bias(bias: RelPosBias, ctx: Context, *, window: Size) -> Changes:
-    """Resample the flat table from the window it has to `window` (h, w); its last 3*prefix rows are kept."""
-    old, prefix = tuple(bias.window_size), bias.prefix_tokens
-    if old == window:
-        return
-    area = window[0] * window[1]
-    how = ctx.rel_pos_table(old, window, suffix=3 * prefix)
-    yield from ctx.parameter(bias, "relative_position_bias_table", how)
-    heads = bias.relative_position_bias_table.shape[-1]
-    shape = (area + prefix, area + prefix, heads)
-    yield from ctx.attribute(bias, window_size=window, window_area=area, bias_shape=shape)
-    rule = Rebuild(position_index, (window, prefix > 0))
-    yield from ctx.buffer(bias, "relative_position_index", ((area + prefix) ** 2,), rule)
+    """Resample the flat table from the window it has to `window` (h, w); a prefix token's rows are kept."""
+    yield from resize_bias_table(bias, ctx, window, class_token=bias.prefix_tokens > 0)
 
 
 @register(
@@ -73,14 +62,9 @@ def plan_rel_pos_mlp(mlp: RelPosMlp, ctx: Context, *, window: Size) -> Changes:
         return
     area = window[0] * window[1]
     yield from ctx.attribute(mlp, window_size=window, window_area=area, bias_shape=(area, area, mlp.num_heads))
-    yield from ctx.buffer(mlp, "relative_position_index", (area**2,), Rebuild(position_index, (window, False)))
+    yield from rebuild_index(mlp, ctx, window)
     shape = (2 * window[0] - 1, 2 * window[1] - 1, 2)
     yield from ctx.buffer(mlp, "rel_coords_log", shape, Rebuild(log_coords, (window, pretrained, mlp.mode)))
-
-
-def position_index(window: Size, class_token: bool, *, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return the table row of every (query, key) pair of a window, flat."""
-    return relative_position_index(window, class_token, device=device, dtype=dtype).reshape(-1)
 
 
 def log_coords(window: Size, pretrained: Size, mode: str, *, device: torch.device, dtype: torch.dtype) -> Tensor:

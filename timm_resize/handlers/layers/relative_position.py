@@ -5,13 +5,51 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from timm_resize.core.context import Changes, Context, Rebuild
 from timm_resize.geometry import Size
-from timm_resize.resample import serial
+
+TOKEN_ROWS = 3
+"""Last rows of a table, where there is a class token: token to patch, patch to token, token to itself."""
 
 
-def relative_position_index(window: Size, class_token: bool = False, *, device: Any, dtype: Any) -> Tensor:
+def resize_bias_table(owner: nn.Module, ctx: Context, window: Size, *, class_token: bool = False) -> Changes:
+    """Resample the `relative_position_bias_table` (rows, heads) of a window, rebuild its index, set what records both.
+
+    Args:
+        owner: Holds the table, `relative_position_index`, and the `window_size` that they are for.
+        ctx: The plan.
+        window: Window (h, w) wanted.
+        class_token: Whether the last three rows are a class token's, which are kept.
+    """
+    old: Any = owner.window_size
+    if tuple(old) == window:
+        return
+    suffix, heads = TOKEN_ROWS if class_token else 0, owner.get_parameter("relative_position_bias_table").shape[-1]
+    how = ctx.rel_pos_table(tuple(old), window, suffix=suffix)
+    yield from ctx.parameter(owner, "relative_position_bias_table", how)
+    yield from rebuild_index(owner, ctx, window, class_token=class_token)
+    area, tokens = window[0] * window[1], window[0] * window[1] + class_token
+    records = {
+        "window_size": window,
+        "window_area": area,
+        "bias_shape": (tokens, tokens, heads),
+        "num_relative_distance": (2 * window[0] - 1) * (2 * window[1] - 1) + suffix,
+    }
+    yield from ctx.attribute(owner, **{name: value for name, value in records.items() if hasattr(owner, name)})
+
+
+def rebuild_index(owner: nn.Module, ctx: Context, window: Size, *, class_token: bool = False) -> Changes:
+    """Rebuild `relative_position_index` for a window (h, w), flat where it is flat now."""
+    tokens, flat = window[0] * window[1] + class_token, owner.get_buffer("relative_position_index").dim() == 1
+    rule = Rebuild(relative_position_index, (window, class_token, flat))
+    yield from ctx.buffer(owner, "relative_position_index", (tokens**2,) if flat else (tokens, tokens), rule)
+
+
+def relative_position_index(
+    window: Size, class_token: bool = False, flat: bool = False, *, device: torch.device, dtype: torch.dtype
+) -> Tensor:
     """Return for each pair of cells (area, area) the row of a table over offsets, row-major.
 
     A class token comes before the cells; its rows come after those of the offsets, in timm's order.
@@ -26,13 +64,13 @@ def relative_position_index(window: Size, class_token: bool = False, *, device: 
     rows, columns = (torch.arange(side, device=device, dtype=dtype) for side in window)
     down = rows[:, None] - rows[None, :] + window[0] - 1
     right = columns[:, None] - columns[None, :] + window[1] - 1
-    cells = serial.added(down[:, None, :, None] * (2 * window[1] - 1), right[None, :, None, :])
+    cells = down[:, None, :, None] * (2 * window[1] - 1) + right[None, :, None, :]
     cells = cells.reshape(window[0] * window[1], -1)
-    if not class_token:
-        return cells
-    index, offsets = cells.new_empty(len(cells) + 1, len(cells) + 1), (2 * window[0] - 1) * (2 * window[1] - 1)
-    index[0, :] = offsets  # class token to patch
-    index[:, 0] = offsets + 1  # patch to class token
-    index[0, 0] = offsets + 2
-    serial.copy_(index[1:, 1:], cells)
-    return index
+    if class_token:
+        pairs, offsets = cells.new_empty(len(cells) + 1, len(cells) + 1), (2 * window[0] - 1) * (2 * window[1] - 1)
+        pairs[0, :] = offsets  # class token to patch
+        pairs[:, 0] = offsets + 1  # patch to class token
+        pairs[0, 0] = offsets + 2
+        pairs[1:, 1:] = cells
+        cells = pairs
+    return cells.reshape(-1) if flat else cells

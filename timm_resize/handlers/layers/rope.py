@@ -13,50 +13,23 @@ from timm.layers.pos_embed_sincos import (
 )
 from torch import nn
 
-from timm_resize.core.context import Changes, Context
-from timm_resize.core.plan import Reinitialise
+from timm_resize.core.context import Changes, Context, Reinitialise
 from timm_resize.core.registry import register
 from timm_resize.errors import UnsupportedModelError
 from timm_resize.geometry import Size
 
-
-@register(RotaryEmbedding, state="pos_embed_sin, pos_embed_cos (h*w, dim)", method="rebuilt; ref_feat_shape kept")
-def plan_rope(rope: RotaryEmbedding, ctx: Context, *, feat_shape: Size | None = None) -> Changes:
-    """Rebuild the separate sine and cosine caches for the grid `feat_shape`."""
-    yield from _rebuild(rope, ctx, feat_shape, "pos_embed_sin", "pos_embed_cos")
+CACHES = ("pos_embed_sin", "pos_embed_cos", "pos_embed", "pos_embed_cached", "t_x", "t_y")
+"""Buffers with a row per cell of the grid; each class has one or two of them."""
 
 
-@register(RotaryEmbeddingCat, state="pos_embed (h*w, 2*dim)", method="rebuilt; ref_feat_shape kept")
-def plan_rope_cat(rope: RotaryEmbeddingCat, ctx: Context, *, feat_shape: Size | None = None) -> Changes:
-    """Rebuild the concatenated sine and cosine cache for the grid `feat_shape`.
+def plan_rope(rope: nn.Module, ctx: Context, *, feat_shape: Size | None = None) -> Changes:
+    """Set `feat_shape`, the grid, and let the module refill its caches; what scales positions onto a grid is kept.
 
-    `ref_feat_shape` is the pretraining grid onto which positions are scaled; no image size changes it.
+    `ref_feat_shape` is the pretraining grid onto which positions are scaled; no image size changes it. DINOv3's
+    coordinates span [-1, 1] at every grid.
 
     Source: EVA-02, arXiv 2303.11331, section 2.
     """
-    yield from _rebuild(rope, ctx, feat_shape, "pos_embed")
-
-
-@register(RotaryEmbeddingDinoV3, state="pos_embed_cached (h*w, 2*dim)", method="rebuilt")
-def plan_rope_dinov3(rope: RotaryEmbeddingDinoV3, ctx: Context, *, feat_shape: Size | None = None) -> Changes:
-    """Rebuild the cache, whose coordinates span [-1, 1] at every grid."""
-    yield from _rebuild(rope, ctx, feat_shape, "pos_embed_cached")
-
-
-@register(RotaryEmbeddingMixed, state="t_x, t_y (h*w,)", method="rebuilt; the learned freqs kept")
-def plan_rope_mixed(rope: RotaryEmbeddingMixed, ctx: Context, *, feat_shape: Size | None = None) -> Changes:
-    """Rebuild the positions that the learned frequencies multiply."""
-    yield from _rebuild(rope, ctx, feat_shape, "t_x", "t_y")
-
-
-@register(RotaryEmbeddingMRope)
-def plan_rope_mrope(rope: RotaryEmbeddingMRope, ctx: Context, *, feat_shape: Size | None = None) -> Changes:
-    """Change nothing: it is computed from the grid in each forward."""
-    yield from ()
-
-
-def _rebuild(rope: nn.Module, ctx: Context, feat_shape: Size | None, *names: str) -> Changes:
-    """Set `feat_shape` and let the module refill the buffers `names`."""
     old: Any = rope.feat_shape
     if old is None or feat_shape == tuple(old):
         return  # without a feat_shape there is no cache: it is computed from the grid in each forward
@@ -66,6 +39,22 @@ def _rebuild(rope: nn.Module, ctx: Context, feat_shape: Size | None, *names: str
             "knows. Write a handler for the model with @timm_resize.register."
         )
     yield from ctx.attribute(rope, feat_shape=feat_shape)
-    for name in names:
-        rest = rope._buffers[name].shape[1:]  # type: ignore[union-attr]
-        yield from ctx.buffer(rope, name, (feat_shape[0] * feat_shape[1], *rest), Reinitialise())
+    for name in CACHES:
+        cache = rope._buffers.get(name)
+        if cache is not None:
+            yield from ctx.buffer(rope, name, (feat_shape[0] * feat_shape[1], *cache.shape[1:]), Reinitialise())
+
+
+for _cls, _state, _method in (
+    (RotaryEmbedding, "pos_embed_sin, pos_embed_cos (h*w, dim)", "rebuilt; ref_feat_shape kept"),
+    (RotaryEmbeddingCat, "pos_embed (h*w, 2*dim)", "rebuilt; ref_feat_shape kept"),
+    (RotaryEmbeddingDinoV3, "pos_embed_cached (h*w, 2*dim)", "rebuilt"),
+    (RotaryEmbeddingMixed, "t_x, t_y (h*w,)", "rebuilt; the learned freqs kept"),
+):
+    register(_cls, state=_state, method=_method)(plan_rope)
+
+
+@register(RotaryEmbeddingMRope)
+def plan_rope_mrope(rope: RotaryEmbeddingMRope, ctx: Context, *, feat_shape: Size | None = None) -> Changes:
+    """Change nothing: it is computed from the grid in each forward."""
+    yield from ()

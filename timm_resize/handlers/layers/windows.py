@@ -2,49 +2,49 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from timm_resize.core.context import Changes, Context
-from timm_resize.core.plan import Rebuild
+from timm_resize.core.context import Changes, Context, Grids, Rebuild, Returning
 from timm_resize.errors import InvalidSizeError
-from timm_resize.geometry import Size, ceil_div, stage_sizes, text
-from timm_resize.resample import serial
+from timm_resize.geometry import Size, ceil_div, stage_sizes, text, times
+from timm_resize.handlers.layers.feature_info import feature_rows
 
 Windows = tuple[Size, ...]
 
-
 ConstructorWindows = Callable[[nn.Module, Windows, Size, Size], Windows]
-
 
 OPTIONS = ("window_size", "window_ratio", "always_partition")
 
 
+@dataclass(frozen=True)
+class Placed:
+    """What the handler of a block returns: the window and the shift (h, w) that it uses."""
+
+    window: Size
+    shift: Size
+
+
 def plan_stages(
-    model: nn.Module,
-    ctx: Context,
-    stages: Sequence[Any],
-    old_grid: Size,
-    grid: Size,
-    constructor: ConstructorWindows | None = None,
-) -> Changes:
+    model: nn.Module, ctx: Context, stages: Sequence[Any], grids: Grids, constructor: ConstructorWindows | None = None
+) -> Returning[Windows]:
     """Give every stage its map and every block its window; returns the window of each stage.
 
     Args:
         model: A model, or the feature wrapper that its stages were moved to.
         ctx: The plan.
         stages: The stages that are there.
-        old_grid: Patch grid (h, w) before.
-        grid: Patch grid afterwards.
+        grids: Patch grid before and afterwards.
         constructor: What the constructor would choose, as `f(model, reference windows, reference grid, grid)`;
             None where it takes the reference windows as they are.
     """
-    reference, reference_grid = _reference(model, stages, old_grid)
+    grid = grids.new
+    reference, reference_grid = _reference(model, stages, grids.old)
     windows = _explicit_windows(model, ctx, len(stages), grid)
     replaced = True
     if windows is None:
@@ -60,7 +60,7 @@ def plan_stages(
         ctx,
         windows,
         (windows, grid) if replaced else (reference, reference_grid),
-        changed=grid != old_grid or windows != reference,
+        changed=grid != grids.old or windows != reference,
     )
     feat = grid
     for stage, window, was in zip(stages, windows, reference, strict=True):
@@ -85,22 +85,22 @@ def _plan_blocks(stage: Any, ctx: Context, feat: Size, window: Size, forgotten: 
         target = (window[0] // 2, window[1] // 2) if shifts else (0, 0)
         if ctx.request.constructing or (forgotten and replaced):
             yield from ctx.attribute(block, target_shift_size=target)
-        used, shift = yield from ctx.visit(block, feat_size=feat, window_size=window, shift_size=target)
-        if wraps(feat, used, shift):
+        placed = yield from ctx.visit(block, Placed, feat_size=feat, window_size=window, shift_size=target)
+        if wraps(feat, placed.window, placed.shift):
             ctx.note(
-                f"{ctx.path(stage)}: window_size={used} does not divide the {text(feat)} map, so shifted windows "
-                f"attend across the image's edge (as in stock timm, which rolls before it pads). {_dividing(feat)}"
+                f"{ctx.path(stage)}: window_size={placed.window} does not divide the {text(feat)} map, so shifted "
+                "windows attend across the image's edge (as in stock timm, which rolls before it pads). "
+                f"{_dividing(feat)}"
             )
 
 
-def plan_block(
-    block: Any, ctx: Context, feat_size: Size, window_size: Size, shift_size: Size, resolution: str
-) -> Changes:
-    """Set a block's map, window, shift and mask; returns the window and shift it uses.
+def plan_block(block: Any, ctx: Context, *, feat_size: Size, window_size: Size, shift_size: Size) -> Returning[Placed]:
+    """Set a block's map, window, shift and mask; returns the window and shift it uses. Each Swin registers it.
 
     `window_size` and `shift_size` are what its stage asks for: unless `always_partition`, an axis whose map is no
-    larger than the window gets the map as its window, and no shift. `resolution` names the attribute of the map.
+    larger than the window gets the map as its window, and no shift.
     """
+    resolution = _resolution(block)
     always = bool(ctx.option("always_partition", block.always_partition))
     window, shift = (window_size, shift_size) if always else _clip(feat_size, window_size, shift_size)
     old_map, old_window, old_shift = getattr(block, resolution), tuple(block.window_size), tuple(block.shift_size)
@@ -119,19 +119,7 @@ def plan_block(
         rule = Rebuild(shifted_window_mask, (padded, window, shift), like="norm1.weight")
         yield from ctx.buffer(block, "attn_mask", (count, area, area) if any(shift) else None, rule)
     yield from ctx.visit(block.attn, window_size=window)
-    return window, shift
-
-
-def plan_reductions(model: nn.Module, ctx: Context, patch: int) -> Changes:
-    """Set the reductions of `feature_info` for a patch of `patch` pixels; each stage after the first doubles it."""
-    info: Any = getattr(model, "feature_info", None)
-    rows = [dict(row, reduction=patch * 2**i) for i, row in enumerate(_feature_rows(model))]
-    if isinstance(info, list):
-        yield from ctx.attribute(model, feature_info=rows)
-    elif rows != _feature_rows(model):
-        new = copy.copy(info)
-        new.info = rows
-        yield from ctx.attribute(model, feature_info=new)
+    return Placed(window, shift)
 
 
 def ratio_windows(grid: Size, ratios: Sequence[int]) -> Windows:
@@ -154,7 +142,7 @@ def wraps(feat: Size, window: Size, shift: Size) -> bool:
     return any(s > 0 and n % w not in (0, s) for n, w, s in zip(feat, window, shift, strict=True))
 
 
-def shifted_window_mask(padded: Size, window: Size, shift: Size, *, device: Any, dtype: Any) -> Tensor:
+def shifted_window_mask(padded: Size, window: Size, shift: Size, *, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return the attention mask (windows, area, area): -100 between cells of different regions, else 0.
 
     On each axis of the rolled and padded map the last `shift` cells are a region of their own: they wrapped round.
@@ -173,15 +161,9 @@ def shifted_window_mask(padded: Size, window: Size, shift: Size, *, device: Any,
         apart.append(values.masked_fill_(wrapped[:, None] != wrapped[None, :], -100.0))
     rows, columns = apart[0][:, None, :, None], apart[1][None, :, None, :]
     count = padded[0] // window[0], padded[1] // window[1]
-    mask = serial.zeros((*count, *window, *window), device=device, dtype=dtype)
-    for windows, values in ((mask[-1], rows), (mask[:, -1], columns), (mask[-1, -1:], torch.minimum(rows, columns))):
-        values = values.expand(*window, *window).contiguous()
-        for part in serial.cut(windows):
-            part.copy_(values)
+    mask = torch.zeros(*count, *window, *window, device=device, dtype=dtype)
+    mask[-1], mask[:, -1], mask[-1, -1] = rows, columns, torch.minimum(rows, columns)
     return mask.reshape(count[0] * count[1], window[0] * window[1], -1)
-
-
-# -- which window each stage takes -----------------------------------------------------------
 
 
 def _explicit_windows(model: nn.Module, ctx: Context, count: int, grid: Size) -> Windows | None:
@@ -189,7 +171,7 @@ def _explicit_windows(model: nn.Module, ctx: Context, count: int, grid: Size) ->
 
     Where stages were cut off, one entry for each that the whole model has is accepted too.
     """
-    total = max(count, len(_feature_rows(model)))
+    total = max(count, len(feature_rows(model)))
     windows, ratios = ctx.option("window_size"), ctx.option("window_ratio")
     owner = type(ctx.root).__name__
     if windows is not None:
@@ -230,7 +212,7 @@ def _record(
     """
     if hasattr(model, "_ref_window_sizes") or (changed and not ctx.request.constructing):
         yield from ctx.attribute(model, _ref_window_sizes=reference[0], _ref_grid_size=reference[1])
-    missing = max(len(_feature_rows(model)) - len(windows), 0)
+    missing = max(len(feature_rows(model)) - len(windows), 0)
     always = ctx.option("always_partition")
     # the constructor wants a window for each stage, also for those that a feature extractor has cut off
     ctx.record(window_size=windows + windows[-1:] * missing, always_partition=always)
@@ -240,7 +222,7 @@ def _reference(model: nn.Module, stages: Sequence[Any], grid: Size) -> tuple[Win
     """Return the windows that resizes scale from, and the patch grid they were set for."""
     windows = getattr(model, "_ref_window_sizes", None)
     if windows is not None:
-        return tuple(windows)[: len(stages)], tuple(model._ref_grid_size)  # type: ignore[arg-type]
+        return tuple(windows)[: len(stages)], tuple(getattr(model, "_ref_grid_size", grid))
     held: list[Size] = []
     for stage in stages:
         held.append(_held_window(list(stage.blocks), held[0] if held else None))
@@ -256,7 +238,7 @@ def _held_window(blocks: list[Any], first: Size | None) -> Size:
     without a shifting block is taken to be as the first.
     """
     window, shifting = tuple(blocks[0].window_size), blocks[1] if len(blocks) > 1 else None
-    feat = blocks[0].feat_size if hasattr(blocks[0], "feat_size") else blocks[0].input_resolution
+    feat = getattr(blocks[0], _resolution(blocks[0]))
     out = []
     for axis in (0, 1):
         held, model = window[axis], first[axis] if first else 0
@@ -269,13 +251,9 @@ def _held_window(blocks: list[Any], first: Size | None) -> Size:
     return out[0], out[1]
 
 
-def _feature_rows(model: nn.Module) -> list[dict[str, Any]]:
-    """Return one row per stage of the whole model, from `feature_info` or a feature wrapper's `FeatureInfo`."""
-    info: Any = getattr(model, "feature_info", None) or []
-    return list(getattr(info, "info", info))
-
-
-# -- arithmetic of one block -----------------------------------------------------------------
+def _resolution(block: Any) -> str:
+    """Return the name of the attribute that holds a block's map."""
+    return "feat_size" if hasattr(block, "feat_size") else "input_resolution"
 
 
 def _clip(feat: Size, window: Size, shift: Size) -> tuple[Size, Size]:
@@ -285,8 +263,7 @@ def _clip(feat: Size, window: Size, shift: Size) -> tuple[Size, Size]:
 
 
 def _padded(feat: Size, window: Size) -> Size:
-    count = ceil_div(feat, window)
-    return count[0] * window[0], count[1] * window[1]
+    return times(ceil_div(feat, window), window)
 
 
 def _dividing(feat: Size) -> str:

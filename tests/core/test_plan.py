@@ -1,0 +1,92 @@
+"""Plans as values: what makes one stale, and how two attribute values compare."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import timm_resize
+from timm_resize.core.plan import CACHE, MISSING, same_value
+
+
+@pytest.fixture
+def model():
+    """A layer whose size-dependent state is plain attributes, with a hand-written handler: a tensor, a dict of one."""
+
+    class Coordinates(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rows = torch.arange(4)
+            self.cache = {"rows": torch.arange(4), "names": ["a", "b"]}
+            self._traits = {"img_size": (4, 4)}
+
+    @timm_resize.register(Coordinates)
+    def plan(module, ctx):
+        rows = torch.arange(ctx.new_size[0])
+        yield from ctx.attribute(module, rows=rows, cache={"rows": rows.clone(), "names": ["a", "b"]})
+
+    return Coordinates()
+
+
+def test_attributes_that_are_tensors(model):
+    """They are set, and a plan for them applies as long as they are what it was made for."""
+    plan = timm_resize.plan_resize(model, 6)
+    assert [c.name for c in plan if not c.name.startswith("_")] == ["rows", "cache"]
+    timm_resize.resize_(model, plan)
+    assert model.rows.tolist() == model.cache["rows"].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("what", ["value", "length", "dtype", "held", "gone"])
+def test_a_changed_tensor_attribute_makes_a_plan_stale(model, what):
+    """Another value, length or type, in a container too, is a StalePlanError that names the attribute."""
+    plan = timm_resize.plan_resize(model, 6)
+    if what == "value":
+        model.rows = torch.tensor([0, 1, 2, 9])
+    elif what == "length":
+        model.rows = torch.arange(5)
+    elif what == "dtype":
+        model.rows = torch.arange(4.0)
+    elif what == "held":
+        model.cache = {"rows": torch.tensor([0, 1, 2, 9]), "names": ["a", "b"]}
+    else:
+        del model.rows
+    before = dict(model.__dict__)
+    with pytest.raises(timm_resize.StalePlanError, match=r"^Coordinates: (rows|cache) is .*, the plan was made for"):
+        timm_resize.resize_(model, plan)
+    assert all(model.__dict__[name] is value for name, value in before.items())
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        (7, 7, True),
+        (7, 7.0, False),
+        (1, True, False),
+        ((7, 7), [7, 7], False),
+        (torch.ones(2), torch.ones(2), True),
+        (torch.ones(2), torch.ones(3), False),
+        (torch.ones(2), torch.ones(2, dtype=torch.float64), False),
+        (torch.ones(2), torch.ones(2, device="meta"), False),
+        (torch.ones(2, device="meta"), torch.ones(2, device="meta"), True),
+        (torch.ones(2), [1.0, 1.0], False),
+        ([torch.ones(2), 1], [torch.ones(2), 1], True),
+        ([torch.ones(2)], [torch.zeros(2)], False),
+        ({"a": (torch.ones(2),)}, {"a": (torch.ones(2),)}, True),
+        ({"a": torch.ones(2)}, {"b": torch.ones(2)}, False),
+        (MISSING, MISSING, True),
+        (MISSING, None, False),
+    ],
+)
+def test_same_value(a, b, same):
+    """Equal, of one type, tensors of one dtype and device; in containers too."""
+    assert same_value(a, b) is same
+
+
+@pytest.mark.parametrize("mark", [MISSING, CACHE])
+def test_marks_are_one_object(mark):
+    """A copied or pickled plan has the same marks."""
+    assert copy.deepcopy(mark) is pickle.loads(pickle.dumps(mark)) is mark
