@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import textwrap
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 
 from timm_resize.core.request import POLICIES, PRESETS
 from timm_resize.errors import ResizeError
-from timm_resize.plugin import create_model as factory
+from timm_resize.plugin.create_model import create_model
 from timm_resize.resample.maps import MODES
 
 RESIZE_OPTIONS = ("patch_size", "window_size", "window_policy", "interpolation", "antialias", "preset")
@@ -91,11 +92,13 @@ def resize_options(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in RESIZE_OPTIONS if getattr(args, name) is not None}
 
 
-def build(name: str, *, meta: bool = False, **kwargs: Any) -> nn.Module:
-    """Build a model, on the meta device if asked; whatever fails there is the user's to fix."""
+def build(
+    name: str, *, meta: bool = False, create: Callable[..., nn.Module] = create_model, **kwargs: Any
+) -> nn.Module:
+    """Create a model, on the meta device if asked; whatever fails there is the user's to fix."""
     try:
         with torch.device("meta" if meta else "cpu"):
-            return factory.build(name, **{"pretrained": False, **kwargs})
+            return create(name, **kwargs)
     except ResizeError:
         raise
     except Exception as error:  # constructors, file formats and the network raise what they like

@@ -18,7 +18,9 @@ from torch import nn
 from timm_resize.cli._common import add_resize_arguments, build, resize_options, size
 from timm_resize.errors import CheckpointError, ResizeError
 from timm_resize.hub.save import CONFIG, WEIGHTS, save_pretrained, stock_misfit
+from timm_resize.plugin.create_model import open_at_own_size
 from timm_resize.resize import resize_
+from timm_resize.weights.provenance import recorded_size
 from timm_resize.weights.source import source_geometry
 
 EXAMPLE = "timm-resize convert levit_128s --img-size 320x448 --no-pretrained --output levit-320x448"
@@ -109,17 +111,16 @@ def _from_file(args: argparse.Namespace, kwargs: dict[str, Any]) -> nn.Module:
     classes = _classes(twin, state_dict)
     if classes is not None:
         overlay["num_classes"] = classes
-    geometry = {"img_size": args.source_size} if args.source_size else source_geometry(state_dict, twin)
-    if geometry is None:
+    if args.source_size is None and source_geometry(state_dict, twin, recorded=recorded_size(path)) is None:
         raise CheckpointError(
             f"{args.model}: {path} fits no square image size. Give --source-size=HxW, the size it was saved at."
         )
-    return _open(args.model, pretrained=True, pretrained_cfg_overlay=overlay, **{**kwargs, **geometry})
+    return _open(args.model, pretrained=True, source_size=args.source_size, pretrained_cfg_overlay=overlay, **kwargs)
 
 
 def _open(name: str, *, pretrained: bool, **kwargs: Any) -> nn.Module:
     """Build a model whose tensors stay in their mapped file where they can, so that they are never all in memory."""
-    return build(name, pretrained=pretrained, assign=pretrained, **kwargs)
+    return build(name, create=open_at_own_size, **kwargs) if pretrained else build(name, **kwargs)
 
 
 def _read(path: str) -> dict[str, Any]:

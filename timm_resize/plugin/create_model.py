@@ -25,7 +25,7 @@ from timm_resize.core.memory import LARGE, check_memory
 from timm_resize.core.planner import plan_request
 from timm_resize.core.request import make_request
 from timm_resize.errors import CheckpointError, ResizeError, UnsupportedModelError, near_names
-from timm_resize.geometry import parse_size
+from timm_resize.geometry import Size, SizeLike, parse_size
 from timm_resize.plugin.patch import Function, calling, found, stock
 from timm_resize.weights import fast_init as initial_values
 from timm_resize.weights.checkpoint import load_checkpoint
@@ -52,13 +52,20 @@ fast_init_settings: list[bool] = []
 
 
 def create_model(
-    model_name: str, pretrained: bool = False, *, fast_init: bool | None = None, **kwargs: Any
+    model_name: str,
+    pretrained: bool = False,
+    *,
+    source_size: SizeLike | None = None,
+    fast_init: bool | None = None,
+    **kwargs: Any,
 ) -> nn.Module:
     """Create a timm model at any image size, without touching timm.
 
     Args:
         model_name: As for `timm.create_model`: a name, `hf-hub:…` or `local-dir:…`.
         pretrained: Load weights; they are read at the checkpoint's size, then resized.
+        source_size: Image size (H, W) that the weights were saved at; by default as recorded with them, or as their
+            shapes tell.
         fast_init: As for `install`, for this call; by default as installed, and on where nothing is installed.
         **kwargs: As for `timm.create_model`. With `img_size` also `patch_size`, `window_size`, `window_policy`,
             `interpolation`, `antialias` and `preset`, as for `plan_resize`.
@@ -77,18 +84,16 @@ def create_model(
         >>> model.stem.grid_size
         (16, 12)
     """
-    return build(model_name, pretrained, fast_init=fast_init, **kwargs)
-
-
-def build(
-    model_name: str, pretrained: bool, *, fast_init: bool | None = None, assign: bool = False, **kwargs: Any
-) -> nn.Module:
-    """As `create_model`; with `assign` the model takes the tensors of a mapped file over instead of copying them."""
     kwargs = {k: v for k, v in kwargs.items() if v is not None}  # as stock
     own = {k: kwargs.pop(k) for k in OWN_OPTIONS if k in kwargs}
     path = kwargs.pop("checkpoint_path", None)
     if own and "img_size" not in kwargs:
         raise ResizeError(f"{model_name}: {next(iter(own))}= is about a change of size. Give img_size= too.")
+    if source_size is not None and not ("img_size" in kwargs and pretrained) and not path:
+        raise ResizeError(
+            f"{model_name}: source_size= is about weights of another size. Give img_size= and the weights."
+        )
+    given = None if source_size is None else parse_size(source_size, "source_size", model_name)
     skip = all(fast_init_settings[-1:]) if fast_init is None else fast_init
     with ExitStack() as drawn_later:
         drawn_later.enter_context(initial_values.skipped(enabled=skip and bool(pretrained or path)))
@@ -99,12 +104,14 @@ def build(
             make_request(model_name, wanted["img_size"], patch_size=wanted.get("patch_size"), **own)
             source = Source.resolve(model_name, kwargs)
             _check_memory(source, source.saved if pretrained else {**wanted, **own})
-            model, rest = _loaded(source, wanted, assign) if pretrained else _random(source, wanted, own)
+            model, rest = (
+                _loaded(source, wanted, None if path else given) if pretrained else _random(source, wanted, own)
+            )
             if pretrained:
                 drawn_later.close()  # a complete model is resized as any other
             _resize(model, wanted, rest, own, pretrained)
         if path:
-            _load_checkpoint()(model, path)
+            _load_checkpoint()(model, path, **({"source_size": given} if given else {}))
     return model
 
 
@@ -178,23 +185,34 @@ def _native(model_name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Mod
     return model
 
 
-def _loaded(source: Source, wanted: dict[str, Any], assign: bool) -> tuple[nn.Module, dict[str, Any]]:
+def open_at_own_size(model_name: str, *, source_size: SizeLike | None = None, **kwargs: Any) -> nn.Module:
+    """Return a pretrained model at its checkpoint's own size, whose tensors stay in the mapped file where they can."""
+    given = None if source_size is None else parse_size(source_size, "source_size", model_name)
+    with initial_values.skipped():
+        return _loaded(Source.resolve(model_name, kwargs), {}, given, assign=True)[0]
+
+
+def _loaded(
+    source: Source, wanted: dict[str, Any], source_size: Size | None, assign: bool = False
+) -> tuple[nn.Module, dict[str, Any]]:
     """Return a model with its weights at the checkpoint's size, and the geometry that is still to be set.
 
     Raises:
         CheckpointError: The checkpoint cannot be read, or is not of this model.
     """
-    loader = PretrainedLoader(wanted, assign)
+    loader = PretrainedLoader(wanted, source_size, assign)
     try:
         try:
             model = source.build(True, loader, **source.saved)
         except (AssertionError, TypeError, ValueError) as error:  # a size that stock's constructor does not express
             if not source.saved or isinstance(error, CheckpointError):
                 raise
-            loader = PretrainedLoader(source.saved, assign)
+            loader = PretrainedLoader(source.saved, source_size, assign)
             model = source.build(True, loader, **_native_size(source.name))
     except CheckpointError:
-        if loader.misfit is not None:  # weights of another layout, which stock's filter may fit to the size asked for
+        if (
+            loader.misfit is not None and wanted
+        ):  # weights of another layout, which stock's filter may fit to the size asked for
             with suppress(Exception):  # stock cannot either: the first error says what is wrong
                 return source.build(True, **{**source.saved, **wanted}), {}
         raise

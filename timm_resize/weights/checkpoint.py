@@ -4,50 +4,119 @@ from __future__ import annotations
 
 import os
 import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import safetensors.torch
 from timm.models import _helpers
 from torch import nn
 
 from timm_resize.core.find import find_model
-from timm_resize.errors import CheckpointError
+from timm_resize.errors import CheckpointError, ResizeError
+from timm_resize.geometry import Size, SizeLike, parse_size
+from timm_resize.weights.names import bare, by_own_names, path_in, unpacked
 from timm_resize.weights.provenance import adopt_, recorded_size
 from timm_resize.weights.state_dict import check_fits, fitted
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds.
+
+    Attributes:
+        content: All of it: a state dict, or what a program keeps one in.
+        img_size: (H, W) that the file records, by this package or by timm's training script; None where it does not.
+    """
+
+    content: Any
+    img_size: Size | None
+
+    def state_dict(self, use_ema: bool = True) -> Any:
+        """Return the state dict, of the averaged weights if there are any and they are wanted."""
+        return unpacked(self.content, use_ema)
+
+
+def read_checkpoint(path: str | os.PathLike[str], device: Any = "cpu", weights_only: bool = True) -> Checkpoint:
+    """Read a file.
+
+    Raises:
+        CheckpointError: It cannot be read as a checkpoint.
+        OSError: There is none, or it may not be read.
+    """
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: there is no such file.")
+    try:
+        if path.endswith(".safetensors"):
+            content: Any = safetensors.torch.load_file(path, device=device)
+        else:
+            content = _helpers._torch_load(path, map_location=device, weights_only=weights_only)
+    except OSError:
+        raise
+    except Exception as error:  # each format has errors of its own
+        said = textwrap.shorten(str(error), 600, placeholder=" …")
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {said} Fetch or save it again.") from None
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dict of tensors. Save a state dict.")
+    return Checkpoint(content, recorded_size(path) or _argument_size(content.get("args")))
+
+
+def _argument_size(args: Any) -> Size | None:
+    """Return the size that timm's training script was called with, as it saves its arguments with the weights."""
+    given = args if isinstance(args, Mapping) else getattr(args, "__dict__", {})
+    model_kwargs = given.get("model_kwargs")
+    inner = model_kwargs.get("img_size") if isinstance(model_kwargs, Mapping) else None
+    input_size = given.get("input_size")
+    for size in (inner, input_size[1:] if isinstance(input_size, (list, tuple)) else None, given.get("img_size")):
+        try:
+            if size is not None:
+                return parse_size(size)
+        except ResizeError:  # written by somebody else: no size
+            continue
+    return None
+
+
 def load_checkpoint(
     model: nn.Module,
-    checkpoint_path: str,
+    checkpoint_path: str | os.PathLike[str],
     use_ema: bool = True,
     device: Any = "cpu",
     strict: bool = True,
     remap: bool = False,
     filter_fn: Any = None,
     weights_only: bool = True,
+    *,
+    source_size: SizeLike | None = None,
 ) -> Any:
-    """As `timm.models.load_checkpoint`, for a checkpoint of another image size too."""
+    """As `timm.models.load_checkpoint`, for a checkpoint of another image size too.
+
+    Args:
+        source_size: Image size (H, W) of the checkpoint; by default as recorded in it, or as its shapes tell.
+
+    Raises:
+        CheckpointError: It cannot be read, is not of this model, or fits no size that is known. Nothing was loaded.
+    """
     root, path = find_model(model), str(checkpoint_path)
     if os.path.splitext(path)[-1].lower() in (".npz", ".npy"):
         if not hasattr(model, "load_pretrained"):
             raise NotImplementedError("Model cannot load numpy checkpoint")  # as stock
         return model.load_pretrained(path)  # type: ignore[operator]
-    state_dict = _read(path, use_ema, device, weights_only)
+    checkpoint = read_checkpoint(path, device, weights_only)
+    state_dict = checkpoint.state_dict(use_ema)
     if remap:
         return model.load_state_dict(_helpers.remap_state_dict(state_dict, model), strict=strict)
     if filter_fn:
         state_dict = filter_fn(state_dict, model)
-    tensors, plan = fitted(state_dict, root, recorded=recorded_size(path))
-    check_fits(tensors, root, strict)
-    keys = root.load_state_dict(tensors, strict=strict)
+    outer = path_in(model, root)
+    names, tensors = by_own_names(state_dict, root, outer, checkpoint.img_size)
+    tensors, plan = fitted(tensors, root, source=source_size, recorded=checkpoint.img_size, keyword="source_size")
+    if bare(names.prefix) and bare(names.prefix) == bare(outer):  # of all that holds the model, not of it alone
+        target, tensors = model, names.put_back(tensors, state_dict)
+    else:
+        target = root
+        tensors = tensors if bare(names.prefix) else {**names.below(state_dict), **tensors}
+    check_fits(tensors, target, strict)
+    keys = target.load_state_dict(tensors, strict=strict)
     adopt_(root, path, plan)
     return keys
-
-
-def _read(path: str, use_ema: bool, device: Any, weights_only: bool) -> Any:
-    try:
-        return _helpers.load_state_dict(path, use_ema, device=device, weights_only=weights_only)
-    except OSError:  # not there, not readable
-        raise
-    except Exception as error:  # each format has errors of its own
-        said = textwrap.shorten(str(error), 600, placeholder=" …")
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {said} Fetch or save it again.") from None

@@ -1,33 +1,226 @@
-"""The names of a checkpoint's tensors, without what wrappers put before them."""
+"""Which entries of a state dict are a model's, and under which names: the one place that knows of prefixes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from timm.models import is_model, model_entrypoint
+from torch import Tensor, nn
+
+from timm_resize.core.apply import apply_plan
+from timm_resize.core.copies import planning_copy
+from timm_resize.core.planner import plan_request, shapes_at
+from timm_resize.core.request import make_request
+from timm_resize.errors import CheckpointError
+from timm_resize.geometry import Size
+from timm_resize.weights.source import SQUARES, candidates, classifier_prefixes, shape_mismatch
+
+WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+"""Parts of names that `torch.compile`, FSDP and checkpoint wrappers put anywhere into them."""
+CONTAINERS = ("state_dict", "model", "model_state_dict", "module", "teacher", "net")
+"""Keys under which programs keep a state dict in a file, in the order in which they are looked for."""
+AVERAGED = ("state_dict_ema", "model_ema")
+"""Likewise for an averaged one, which timm prefers."""
 
 
-def without_wrappers(state_dict: Mapping[str, Any], own: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a state dict without the prefixes of modules that wrapped the model, as its own names are known.
+@dataclass(frozen=True)
+class Names:
+    """How the names of a state dict map to those of a model inside whatever holds it.
 
-    Of `DistributedDataParallel` and the EMA copies (`module.`), `torch.compile` (`_orig_mod.`) and programs that keep
-    the model as `model.`; the averaged model's counter goes with its prefix.
+    Attributes:
+        mine: The model's name of a tensor → its name in the state dict.
+        prefix: What stands before the model's names there, without the parts that wrappers add; '' for nothing.
+        gone: Names in the state dict of what the model computes from its geometry, or has under another name.
     """
-    probe = next(iter(own), "")
-    for key in state_dict:
-        prefix = key[: -len(probe)] if probe and key.endswith(probe) else ""
-        if prefix and not (set(prefix.rstrip(".").split(".")) - {"module", "_orig_mod", "model"}):
-            return {k.removeprefix(prefix): v for k, v in state_dict.items() if k != "n_averaged"}
-    return state_dict
+
+    mine: dict[str, str]
+    prefix: str
+    gone: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, state_dict: Mapping[str, Any], root: nn.Module, path: str = "") -> Names:
+        """Find a model's names.
+
+        Args:
+            state_dict: Of the model, or of something that holds it and other things.
+            root: The model.
+            path: Its dotted path in what the state dict is meant for, which decides where two parts fit as well.
+
+        Raises:
+            CheckpointError: Nothing of the model is there, too little, or two parts fit as well.
+        """
+        own = {plain(key): key for key in root.state_dict()}
+        found: dict[str, dict[str, str]] = {}
+        for key in state_dict:
+            parts = plain(key).split(".")
+            for i in range(len(parts)):
+                if (name := ".".join(parts[i:])) in own:
+                    found.setdefault(".".join(parts[:i]), {})[own[name]] = key
+        votes = Counter({prefix: len(names) for prefix, names in found.items()})
+        most = max(votes.values(), default=0)
+        if 2 * most < min(len(own), sum(isinstance(v, Tensor) for v in state_dict.values())) or not most:
+            raise _nothing_of(root, state_dict, own)
+        best = [prefix for prefix, count in votes.items() if count == most]
+        if len(best) > 1:
+            best = [p for p in best if bare(p) == bare(path)] or [p for p in best if not bare(p)] or best
+        if len(best) > 1:
+            raise CheckpointError(
+                f"{type(root).__name__}: two parts of the state dict fit it as well: {best[0]}.* and {best[1]}.*. "
+                f"Give one of them: {{k: v for k, v in state_dict.items() if k.startswith({best[0] + '.'!r})}}."
+            )
+        prefix = best[0]
+        return cls(found[prefix], prefix, computed(state_dict, root, prefix))
+
+    def pick(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the model's entries by the model's names."""
+        return {name: state_dict[key] for name, key in self.mine.items()}
+
+    def below(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+        """Return all that stands below the prefix without it, also what the model does not know."""
+        start = f"{self.prefix}." if self.prefix else ""
+        short = {key: plain(key).removeprefix(start) for key in state_dict if plain(key).startswith(start)}
+        known, gone = {key: name for name, key in self.mine.items()}, {*self.gone, "n_averaged"}
+        return {known.get(key, name): state_dict[key] for key, name in short.items() if key not in gone}
+
+    def put_back(self, tensors: Mapping[str, Any], state_dict: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the state dict with the model's entries replaced by `tensors`, all under the names that came in."""
+        start = f"{self.prefix}." if self.prefix else ""
+        put = {self.mine.get(name, start + name): value for name, value in tensors.items()}
+        gone = {*self.mine.values(), *self.gone} - put.keys()
+        return {**{k: put.get(k, v) for k, v in state_dict.items() if k not in gone}, **put}
 
 
-def without_geometry(state_dict: Mapping[str, Any], root: nn.Module) -> dict[str, Any]:
-    """Return a state dict without what other programs save and the model computes from its geometry.
+def by_own_names(
+    state_dict: Mapping[str, Any], root: nn.Module, path: str = "", recorded: Size | None = None
+) -> tuple[Names, dict[str, Any]]:
+    """Return a model's names in a state dict, and its tensors by its own names.
 
-    Masks, indices, coordinate tables and caches of rotary embeddings: names of buffers that the model has, but that
-    are not in its own state dict.
+    Where they are not those of this timm, stock's filter for the model's family renames them.
+
+    Args:
+        state_dict: Of the model, or of something that holds it and other things.
+        root: The model.
+        path: Its dotted path in what the state dict is meant for.
+        recorded: The size that the checkpoint's file gives.
+
+    Raises:
+        CheckpointError: Nothing of the model is there.
     """
-    own = root.state_dict()
+    own = root.state_dict().keys()
+    try:
+        names = Names.of(state_dict, root, path)
+    except CheckpointError:
+        renamed = _renamed(state_dict, root, own - state_dict.keys(), recorded)
+        if renamed is None:
+            raise
+        return Names({}, "", frozenset(state_dict)), renamed
+    tensors, below = names.pick(state_dict), names.below(state_dict)
+    if own - tensors.keys() and below.keys() - own:
+        renamed = _renamed(below, root, own - tensors.keys(), recorded)
+        if renamed is not None:
+            mine = {k: v for k, v in names.mine.items() if k in renamed}
+            start = f"{names.prefix}." if names.prefix else ""
+            gone = {k for k in state_dict if plain(k).startswith(start)} - {*mine.values()}
+            return Names(mine, names.prefix, frozenset(gone)), renamed
+    return names, tensors
+
+
+def _renamed(
+    state_dict: Mapping[str, Any], root: nn.Module, lacking: set[str], recorded: Size | None
+) -> dict[str, Any] | None:
+    """Return what stock's filter makes of a state dict, None where that is no nearer to the model's names.
+
+    The filter also resamples what is not of its model's size, in stock's way; it is run on an empty copy of each size
+    that the file may be of, until there is nothing to resample.
+    """
+    rename, own = family_filter(root), root.state_dict()
+    if rename is None:
+        return None
+    given = {v.untyped_storage().data_ptr() for v in state_dict.values() if isinstance(v, Tensor)}
+    sized = next((changed for s in SQUARES if (changed := shapes_at(root, img_size=(s, s)))), {})
+    for options in candidates(state_dict, root, recorded=recorded):
+        try:
+            at_source = planning_copy(root)
+            apply_plan(at_source, plan_request(at_source, make_request(type(root).__name__, **options)))
+            out = rename(dict(state_dict), at_source)
+        except Exception:  # a size that cannot be; names that the filter does not know: each raises what it likes
+            continue
+        shapes = {k: tuple(v.shape) for k, v in at_source.state_dict().items()}
+        as_they_were = all(out[k].untyped_storage().data_ptr() in given for k in sized if k in out)
+        fits = as_they_were and shape_mismatch(shapes, out, classifier_prefixes(root)) is None
+        if fits and len(own.keys() - out.keys()) < len(lacking):
+            return {k: v for k, v in out.items() if k not in computed(out, root)}
+    return None
+
+
+def plain(key: str) -> str:
+    """Return a name without the parts that wrappers add.
+
+    Example:
+        >>> plain("module.blocks.0._orig_mod.attn.qkv.weight")
+        'module.blocks.0.attn.qkv.weight'
+    """
+    return ".".join(part for part in key.split(".") if part not in WRAPPERS)
+
+
+def bare(prefix: str) -> str:
+    """Return a prefix without the parts that wrappers of a whole model add.
+
+    Example:
+        >>> bare("module._orig_mod"), bare("module.net")
+        ('', 'net')
+    """
+    return ".".join(part for part in plain(prefix).split(".") if part != "module")
+
+
+def path_in(outer: nn.Module, root: nn.Module) -> str:
+    """Return the dotted path of a model in what holds it."""
+    return next(path for path, module in outer.named_modules(remove_duplicate=False) if module is root)
+
+
+def family_filter(root: nn.Module) -> Callable[..., Any] | None:
+    """Return what stock timm renames other programs' checkpoints of a model with, None where it has nothing."""
+    name = (getattr(root, "pretrained_cfg", None) or {}).get("architecture") or ""
+    homes = [getattr(model_entrypoint(name), "__module__", "")] if is_model(name) else []
+    for home in (*homes, type(root).__module__):
+        found = getattr(sys.modules.get(home), "checkpoint_filter_fn", None)
+        if found is not None:
+            return found
+    return None
+
+
+def unpacked(checkpoint: Any, use_ema: bool = True) -> Any:
+    """Return the state dict inside what a program saved; what is one already is returned as it is."""
+    keys = (*AVERAGED, *CONTAINERS) if use_ema else CONTAINERS
+    while isinstance(checkpoint, Mapping):
+        inner = next((checkpoint[k] for k in keys if isinstance(checkpoint.get(k), Mapping)), None)
+        if inner is None:
+            break
+        checkpoint = inner
+    return checkpoint
+
+
+def computed(state_dict: Mapping[str, Any], root: nn.Module, prefix: str = "") -> frozenset[str]:
+    """Return the names of masks, indices, coordinates and caches that other programs save and the model computes."""
+    start, own = (f"{prefix}." if prefix else ""), root.state_dict()
     buffers = {f"{path}.{n}" if path else n for path, module in root.named_modules() for n in module._buffers}
-    return {k: v for k, v in state_dict.items() if k in own or k not in buffers}
+    names = {start + plain(name) for name in buffers if name not in own}
+    return frozenset(key for key in state_dict if plain(key) in names)
+
+
+def _nothing_of(root: nn.Module, state_dict: Mapping[str, Any], own: Mapping[str, str]) -> CheckpointError:
+    first = next(iter(state_dict), None)
+    packed = next((k for k, v in state_dict.items() if isinstance(v, Mapping)), None)
+    if first is None:
+        what, advice = "the state dict is empty", "Give the model's tensors by name"
+    elif packed is not None:
+        what = f"the state dict holds others: {', '.join(map(repr, list(state_dict)[:4]))}"
+        advice = f"Give one of them, e.g. checkpoint[{packed!r}]"
+    else:
+        what = f"the state dict is of another model: its first key is {first!r}, this one's is {next(iter(own), '')!r}"
+        advice = "Give a checkpoint of this architecture, or build the one that it is of"
+    return CheckpointError(f"{type(root).__name__}: {what}. {advice}.")

@@ -6,7 +6,7 @@ import pickle
 import textwrap
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from safetensors import SafetensorError
@@ -19,10 +19,10 @@ from timm_resize.core.planner import plan_request
 from timm_resize.core.request import make_request
 from timm_resize.errors import CheckpointError
 from timm_resize.geometry import Size
-from timm_resize.weights.names import without_geometry
+from timm_resize.weights.names import Names, computed
 from timm_resize.weights.provenance import checkpoint_file, recorded_size
 from timm_resize.weights.source import source_geometry
-from timm_resize.weights.state_dict import check_fits
+from timm_resize.weights.state_dict import check_covers, check_fits, check_given
 
 UNREADABLE = (RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError)
 """What readers of checkpoint files raise for damaged ones; an OSError says that there is none."""
@@ -36,14 +36,16 @@ class PretrainedLoader:
 
     Args:
         sizes: Geometry that was asked for or is on record, tried as the checkpoint's after the model's own.
+        source_size: Image size (H, W) of the checkpoint, where the caller gives it.
         assign: Let the model take the file's tensors over, where a copy of them would do.
 
     Attributes:
         misfit: The error where the file's tensors are not the model's; stock's filter may still fit them.
     """
 
-    def __init__(self, sizes: dict[str, Any], assign: bool = False) -> None:
+    def __init__(self, sizes: dict[str, Any], source_size: Size | None = None, assign: bool = False) -> None:
         self.sizes = sizes
+        self.source_size = source_size
         self.assign = assign
         self.misfit: CheckpointError | None = None
 
@@ -61,7 +63,7 @@ class PretrainedLoader:
         def at_source(state_dict: Any, model: nn.Module = model) -> Any:
             nonlocal read
             read = True
-            return _filtered_at_source(filter_fn, self.sizes, state_dict, model)
+            return _filtered_at_source(filter_fn, self.sizes, self.source_size, state_dict, model)
 
         with self._checked(model):
             try:
@@ -85,6 +87,8 @@ class PretrainedLoader:
             except CheckpointError as error:
                 self.misfit = error
                 raise
+            if not strict:
+                check_covers(state_dict, model)
             return load(state_dict, strict=strict, assign=self.assign, **kwargs)
 
         model.load_state_dict = load_checked  # type: ignore
@@ -102,13 +106,21 @@ def from_jax(root: nn.Module) -> bool:
     return isinstance(name, str) and name.endswith((".npz", ".npy"))
 
 
-def _filtered_at_source(filter_fn: Any, sizes: dict[str, Any], state_dict: Any, model: nn.Module) -> Any:
+def _filtered_at_source(
+    filter_fn: Any, sizes: dict[str, Any], given: Size | None, state_dict: Any, model: nn.Module
+) -> Any:
     """Resize the (still random) model to the checkpoint's size, then run stock's filter."""
     root = find_model(model)
+    with suppress(CheckpointError):  # names that stock's filter knows, or that will be refused below
+        state_dict = Names.of(state_dict, root).below(state_dict)
     found = None
     if model_handler(root) is not None:
         path = checkpoint_file(getattr(root, "pretrained_cfg", None) or {})
-        found = source_geometry(state_dict, root, sizes, recorded=recorded_size(path) if path else None)
+        recorded = recorded_size(path) if path else None
+        check_given(type(root).__name__, given, recorded)
+        found = source_geometry(state_dict, root, sizes, recorded=given or recorded)
+        if given is not None and (found is None or found.get("img_size", current_size(root)) != given):
+            raise CheckpointError(f"{type(root).__name__}: the checkpoint is not of source_size={given}. Leave it out.")
         if found:
             request = make_request(type(root).__name__, **found, constructing=True)
             with warnings.catch_warnings():
@@ -120,7 +132,7 @@ def _filtered_at_source(filter_fn: Any, sizes: dict[str, Any], state_dict: Any, 
                 state_dict = filter_fn(state_dict, model)
             except TypeError:  # as stock: filters of one argument
                 state_dict = filter_fn(state_dict)
-    return without_geometry(state_dict, model)
+    return {key: value for key, value in state_dict.items() if key not in computed(state_dict, model)}
 
 
 @contextmanager

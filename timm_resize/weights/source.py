@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,26 +22,34 @@ def source_geometry(
 ) -> dict[str, Any] | None:
     """Return the geometry (`img_size`, perhaps `patch_size`, `window_size`) whose tensor shapes `state_dict` has.
 
-    Tried in this order: the size `recorded` in the file, the model's present geometry, `hints`, the size in
-    `pretrained_cfg`, squares, each also with the patch size of the checkpoint's projection. Shapes alone cannot tell a
-    14x14 grid from a 7x28 one: the sizes on record come first, and only squares are guessed.
-
     Returns:
         Keywords for `make_request`, empty for the present geometry; None when nothing fits.
     """
     shapes, skipped = {k: tuple(v.shape) for k, v in root.state_dict().items()}, classifier_prefixes(root)
-    first = [{"img_size": recorded}] if recorded is not None and recorded != current_size(root) else []
-    if not first and shape_mismatch(shapes, state_dict, skipped) is None:
-        return {}
-    config = (getattr(root, "pretrained_cfg", None) or {}).get("input_size") or ()
-    squares = [{"img_size": (s, s)} for s in SQUARES]
-    sizes = [*first, *([{}] if first else []), *hints, *([{"img_size": tuple(config[1:])}] if config else []), *squares]
-    patch = _patch_of(state_dict, shapes)
-    for options in [{**s, "patch_size": patch} for s in sizes] if patch else sizes:
-        changed = shapes_at(root, **options)
+    for options in candidates(state_dict, root, *hints, recorded=recorded):
+        changed = shapes_at(root, **options) if options else {}
         if changed is not None and shape_mismatch({**shapes, **changed}, state_dict, skipped) is None:
-            return dict(options)
+            return options
     return None
+
+
+def candidates(
+    state_dict: Mapping[str, Any], root: nn.Module, *hints: Mapping[str, Any], recorded: Size | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield the geometries that a checkpoint may be of, the likeliest first.
+
+    The size `recorded` in the file, the model's present geometry, `hints`, the size in `pretrained_cfg`; then squares,
+    but for a model that is square itself only: shapes alone cannot tell a 14x14 grid from a 7x28 one. Each with the
+    patch size of the checkpoint's projection, where that is another.
+    """
+    target, config = current_size(root), (getattr(root, "pretrained_cfg", None) or {}).get("input_size") or ()
+    patch = patch_of(state_dict, root)
+    first = [{"img_size": recorded}] if recorded is not None and recorded != target else []
+    sizes = [*first, {}, *hints, *([{"img_size": tuple(config[1:])}] if config else [])]
+    if target is None or target[0] == target[1]:
+        sizes += [{"img_size": (s, s)} for s in SQUARES]
+    for size in sizes:
+        yield {**size, "patch_size": patch} if patch else dict(size)
 
 
 def patch_size(root: nn.Module) -> Any:
@@ -49,11 +57,12 @@ def patch_size(root: nn.Module) -> Any:
     return getattr(getattr(root, "patch_embed", None) or getattr(root, "stem", None), "patch_size", None)
 
 
-def _patch_of(state_dict: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Size | None:
+def patch_of(state_dict: Mapping[str, Any], root: nn.Module) -> Size | None:
     """Return the checkpoint's patch size where its patch projection has another kernel than the model's."""
+    own = root.state_dict()
     for key in ("patch_embed.proj.weight", "stem.proj.weight"):
         weight = state_dict.get(key)
-        if isinstance(weight, Tensor) and weight.dim() == 4 and tuple(weight.shape[2:]) != shapes.get(key, ())[2:]:
+        if key in own and isinstance(weight, Tensor) and weight.dim() == 4 and weight.shape[2:] != own[key].shape[2:]:
             return int(weight.shape[2]), int(weight.shape[3])
     return None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,29 +16,37 @@ from timm_resize.core.plan import ResizePlan
 from timm_resize.core.planner import plan_request, shapes_at
 from timm_resize.core.request import make_request
 from timm_resize.errors import CheckpointError
-from timm_resize.geometry import Size, parse_size
+from timm_resize.geometry import Size, SizeLike, parse_size
 from timm_resize.resample import Resample
-from timm_resize.weights.names import without_geometry, without_wrappers
-from timm_resize.weights.source import SQUARES, classifier_prefixes, patch_size, shape_mismatch, source_geometry
+from timm_resize.weights.names import by_own_names, path_in
+from timm_resize.weights.source import (
+    SQUARES,
+    classifier_prefixes,
+    patch_of,
+    patch_size,
+    shape_mismatch,
+    source_geometry,
+)
 
 
 def resize_state_dict(
-    state_dict: dict[str, Tensor], model: nn.Module, *, source: Any = None, **options: Any
+    state_dict: dict[str, Tensor], model: nn.Module, *, source: SizeLike | None = None, **options: Any
 ) -> dict[str, Tensor]:
     """Fit a checkpoint saved at one image size to a model at another.
 
     Args:
-        state_dict: Tensors by timm's names. Not changed.
-        model: The model that will load them, at its own size.
+        state_dict: Tensors by the names of `model`, or of anything else that holds such a timm model. Not changed.
+        model: The model that will load them, at its own size, or something that holds exactly one.
         source: Image size (H, W) of the checkpoint. By default the size on record that the tensors' shapes fit
             (the model's, its `pretrained_cfg`'s), else the square one that they fit.
         **options: As for `plan_resize`.
 
     Returns:
-        A new dict; tensors that do not depend on the size are the same objects.
+        A new dict under the names that came in; what does not depend on the size, or is not of the timm model, is the
+        same object. Files of other programs that stock's filters rename get the names of `model`.
 
     Raises:
-        CheckpointError: The tensors fit no size that is known; give `source`.
+        CheckpointError: Nothing of the model is there, or the tensors fit no size that is known; give `source`.
 
     Example:
         >>> import timm, timm_resize
@@ -45,59 +55,83 @@ def resize_state_dict(
         >>> large.load_state_dict(timm_resize.resize_state_dict(small.state_dict(), large))
         <All keys matched successfully>
     """
-    return fitted(state_dict, find_model(model), source=source, **options)[0]
+    root = find_model(model)
+    names, tensors = by_own_names(state_dict, root, path_in(model, root))
+    return names.put_back(fitted(tensors, root, source=source, **options)[0], state_dict)
 
 
 def fitted(
-    state_dict: Mapping[str, Any], root: nn.Module, *, source: Any = None, recorded: Size | None = None, **options: Any
+    tensors: Mapping[str, Any],
+    root: nn.Module,
+    *,
+    source: SizeLike | None = None,
+    recorded: Size | None = None,
+    keyword: str = "source",
+    **options: Any,
 ) -> tuple[dict[str, Any], ResizePlan | None]:
-    """As `resize_state_dict`, with the plan that the tensors went through, None when they fit as they are.
+    """Fit tensors to a model; return them and the plan that they went through, None when they fit as they are.
 
     Args:
-        state_dict: Likewise.
-        root: The model itself.
-        source: Likewise.
+        tensors: By the model's own names.
+        root: The model.
+        source: As for `resize_state_dict`.
         recorded: The size that the checkpoint's file gives, tried first.
-        **options: Likewise.
+        keyword: What the caller calls `source`, for the messages.
+        **options: As for `plan_resize`.
+
+    Raises:
+        CheckpointError: The tensors fit no size that is known, or not the one that is given or recorded.
     """
     name, target = type(root).__name__, current_size(root)
     own, skipped = root.state_dict(), classifier_prefixes(root)
     shapes = {k: tuple(v.shape) for k, v in own.items()}
-    state_dict = without_geometry(without_wrappers(state_dict, own), root)
     if source is None:
-        found = source_geometry(state_dict, root, recorded=recorded)
+        found = source_geometry(tensors, root, recorded=recorded)
     else:
-        found = {"img_size": parse_size(source, "source", name)}
+        patch = patch_of(tensors, root)
+        found = {"img_size": parse_size(source, keyword, name), **({"patch_size": patch} if patch else {})}
+        check_given(name, found["img_size"], recorded, keyword)
     if found is None:
-        _check_sizeless(shapes, state_dict, root)
+        _check_sizeless(shapes, tensors, root)
+        square = target is None or target[0] == target[1]
         raise CheckpointError(
-            f"{name}: the checkpoint fits neither the model's {target} nor any square size: "
-            f"{shape_mismatch(shapes, state_dict, skipped)}. "
-            "Give source=(height, width), the image size it was saved at."
+            f"{name}: the checkpoint fits neither the model's {target} nor any {'square' if square else 'recorded'} "
+            f"size: {shape_mismatch(shapes, tensors, skipped)}. "
+            f"Give {keyword}=(height, width), the image size it was saved at."
         )
     size = found.get("img_size", target)
     if size == target and "patch_size" not in found:
-        return dict(state_dict), None
+        if misfit := shape_mismatch(shapes, tensors, skipped):
+            raise CheckpointError(f"{name}: the checkpoint is not of {keyword}={size}: {misfit}. Give its own size.")
+        return dict(tensors), None
     misfit = None
     for constructing in (True, False):  # with the constructor's windows, or with windows scaled like the image
-        twin = planning_copy(root)
-        apply_plan(twin, plan_request(twin, make_request(name, **found, constructing=constructing)))
-        if misfit := shape_mismatch({k: tuple(v.shape) for k, v in twin.state_dict().items()}, state_dict, skipped):
+        at_source = planning_copy(root)
+        apply_plan(at_source, plan_request(at_source, make_request(name, **found, constructing=constructing)))
+        if misfit := shape_mismatch({k: tuple(v.shape) for k, v in at_source.state_dict().items()}, tensors, skipped):
             continue
         if "patch_size" in found:
             options = {"patch_size": patch_size(root), **options}
-        plan = plan_request(twin, make_request(name, target, constructing=constructing, **options))
-        check_finite(state_dict, plan)
+        plan = plan_request(at_source, make_request(name, target, constructing=constructing, **options))
+        check_finite(tensors, plan)
         maps = {c.key: c.how for c in plan if isinstance(c.how, Resample)}
-        out = {k: maps[k](v) if k in maps else v for k, v in state_dict.items()}
+        out = {k: maps[k](v) if k in maps else v for k, v in tensors.items()}
         # a persistent buffer is geometry: the model's own is the right one
         out.update({c.key: own[c.key] for c in plan if c.kind == "buffer" and c.key in out and c.key in own})
         if not (misfit := shape_mismatch(shapes, out, skipped)):
             return out, plan
     raise CheckpointError(
-        f"{name}: the checkpoint is not of source={size}: {misfit}. "
-        "Give source=(height, width), the image size it was saved at."
+        f"{name}: the checkpoint is not of {keyword}={size}: {misfit}. "
+        f"Give {keyword}=(height, width), the image size it was saved at."
     )
+
+
+def check_given(owner: str, given: Size | None, recorded: Size | None, keyword: str = "source_size") -> None:
+    """Raise CheckpointError where the size that a caller gives is not the one that the file records."""
+    if given is not None and recorded is not None and given != recorded:
+        raise CheckpointError(
+            f"{owner}: {keyword}={given} is not the image size that the file records: {recorded}. Leave {keyword} out."
+        )
 
 
 def _check_sizeless(shapes: Mapping[str, tuple[int, ...]], state_dict: Mapping[str, Any], root: nn.Module) -> None:
@@ -143,6 +177,31 @@ def check_fits(state_dict: Mapping[str, Any], root: nn.Module, strict: bool) -> 
     if missing or unexpected or misfit:
         raise other_model_error(type(root).__name__, missing, unexpected, [misfit] if misfit else [])
     check_types(state_dict, root)
+
+
+def check_covers(state_dict: Mapping[str, Any], root: nn.Module) -> None:
+    """Raise CheckpointError where a checkpoint that need not hold everything lacks what it alone can give.
+
+    What else it lacks is warned of.
+
+    Stock loads without `strict` where the number of classes differs. A new classifier is then left as it was drawn, and
+    so is a norm after a changed pool; a block, or a tensor that depends on the size, is not.
+    """
+    name, own = type(root).__name__, root.state_dict()
+    missing = [key for key in own if key not in state_dict]
+    if len(missing) == len(own):
+        raise CheckpointError(
+            f"{name}: the checkpoint has none of the model's tensors: its first is {next(iter(state_dict), None)!r}, "
+            f"this one's {next(iter(own), None)!r}. Give a checkpoint of this architecture."
+        )
+    sized = next((changed for s in SQUARES if (changed := shapes_at(root, img_size=(s, s)))), {})
+    needed = [
+        k for k in missing if k in sized or (re.search(r"\.\d+\.", k) and not k.startswith(classifier_prefixes(root)))
+    ]
+    if needed:
+        raise other_model_error(name, needed, [], [])
+    if missing:
+        warnings.warn(f"{name}: not in the checkpoint, left as initialised: {', '.join(missing)}.", stacklevel=2)
 
 
 def other_model_error(
