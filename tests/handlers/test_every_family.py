@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 
 import timm_resize
 import timm_resize.core.transaction
+from tests.helpers.examples import sweep
 from tests.helpers.oracle import (
     assert_close,
     assert_same_structure,
@@ -40,6 +42,8 @@ def build(name: str, **kwargs):
     return stock(name, **{"num_classes": 3, **SMALLER[name], **kwargs})
 
 
+@functools.cache
+@torch.no_grad()
 def stock_runs(name: str, size: tuple[int, int]) -> bool:
     """Whether stock builds the model at `size` and can run it there."""
     try:
@@ -49,7 +53,7 @@ def stock_runs(name: str, size: tuple[int, int]) -> bool:
     return True
 
 
-@pytest.fixture(scope="module", params=STATEFUL)
+@pytest.fixture(scope="module", params=sweep(*STATEFUL))
 def name(request):
     """An example; all its tests run together, so that it is built once."""
     return request.param
@@ -109,15 +113,14 @@ def test_create_model_from_a_checkpoint_equals_stock(name, checkpoint):
         pytest.skip("stock cannot load this family at another size")
 
 
-def test_structure_equals_a_fresh_stock_build(name):
+def test_structure_equals_a_fresh_stock_build(name, checkpoint):
     """From a checkpoint of another size: every shape, buffer and attribute as stock's constructor makes it."""
     built = 0
     for size in sizes_for(build(name, device="meta")):
         if not stock_runs(name, size):
             continue
         theirs = build(name, img_size=size)
-        state = build(name).state_dict()
-        overlay = dict(state_dict=state, num_classes=3)
+        overlay = dict(state_dict=checkpoint[0].state_dict(), num_classes=3)
         ours = timm_resize.create_model(
             name, img_size=size, num_classes=3, pretrained=True, pretrained_cfg_overlay=overlay, **SMALLER[name]
         ).eval()
@@ -154,11 +157,11 @@ def test_untouched_chain_is_path_independent(name, checkpoint):
     timm_resize.resize_(detour, large)
     timm_resize.resize_(back, large)
     timm_resize.resize_(back, native)
-    for twin, want in ((detour, straight), (back, model)):
-        a, b = tensors(twin), tensors(want)
+    for duplicate, want in ((detour, straight), (back, model)):
+        a, b = tensors(duplicate), tensors(want)
         assert a.keys() == b.keys()
         assert all(torch.equal(a[n], b[n]) for n in a)
-        assert attributes(twin) == attributes(want)
+        assert attributes(duplicate) == attributes(want)
     assert not timm_resize.plan_resize(straight, large)
 
 
@@ -240,7 +243,7 @@ def test_a_resized_model_copies_and_pickles(name, checkpoint, tmp_path):
     want = {n: t.clone() for n, t in tensors(model).items()}
     timm_resize.resize_(model, size)
     torch.save(model, tmp_path / "model.pt")
-    for twin in (copy.deepcopy(model), torch.load(tmp_path / "model.pt", weights_only=False)):
-        assert all(torch.equal(t, tensors(model)[n]) for n, t in tensors(twin).items())
-        timm_resize.resize_(twin, native)
-        assert all(torch.equal(t, want[n]) for n, t in tensors(twin).items())
+    for duplicate in (copy.deepcopy(model), torch.load(tmp_path / "model.pt", weights_only=False)):
+        assert all(torch.equal(t, tensors(model)[n]) for n, t in tensors(duplicate).items())
+        timm_resize.resize_(duplicate, native)
+        assert all(torch.equal(t, want[n]) for n, t in tensors(duplicate).items())

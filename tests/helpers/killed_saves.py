@@ -50,7 +50,7 @@ def end_at(step: int, how: str, folder: Path) -> list[str]:
 
 def main(base: Path, how: str) -> None:
     torch.set_num_threads(1)
-    model = timm_resize.create_model("vit_tiny_patch16_224", depth=1, num_classes=2)
+    model = timm_resize.create_model("vit_tiny_patch16_224", depth=1, num_classes=2, embed_dim=48, num_heads=3)
     timm_resize.save_pretrained(model, base / "old" / "new")  # the card has the folder's name
     timm_resize.resize_(model, 96)
     timm_resize.save_pretrained(model, base / "new")

@@ -1,0 +1,184 @@
+"""Every way in for weights of another size gives the same tensors: a checkpoint saved at B, whose base was C, at A."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.utils import ModelEmaV3
+
+import timm_resize
+from tests.helpers.examples import EXAMPLES, HEAVY, example
+from tests.helpers.oracle import redraw_, stock, tensors
+from timm_resize.core.find import current_size
+from timm_resize.core.registry import families
+from timm_resize.hub.save import plain_tensors
+
+NAMES = [
+    min(family.examples, key=lambda name: (name in HEAVY, name))
+    for family in families()
+    if family.state and family.examples
+] + ["flexivit_small"]
+"""One model of each family with state, and one whose checkpoint stock's filter reads with options of its own."""
+
+WAYS = (
+    "local-dir",
+    "file",
+    "pickle",
+    "state_dict",
+    "checkpoint_path",
+    "averaged",
+    "wrapped",
+    "load_checkpoint",
+    "resize_state_dict",
+)
+
+BY_CONFIG = {"crossvit_15_dagger_408", "swinv2_cr_tiny_224"}
+"""Models whose saved config decides: it gives a branch's scale, or the window, as of the size saved at."""
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def near(model, change):
+    """A valid square size about `change` pixels larger, of whole patches."""
+    side = current_size(model)[0] + change
+    usual = (s for s in sorted(range(-64, 65), key=abs) if not (side + s) % 16 or not (side + s) % 14)
+    valid = ((side + s,) * 2 for s in usual if timm_resize.nearest_sizes(model, side + s)[0] == (side + s,) * 2)
+    return next(valid, timm_resize.nearest_sizes(model, side)[0])
+
+
+def as_built(name):
+    """Options with which a resize does what building, or loading, at the size does in stock timm."""
+    if "swin" in name and "swinv2_cr" not in name:
+        return {"window_policy": "keep"}
+    return {"interpolation": "bilinear", "antialias": False} if "flexi" in name else {}
+
+
+def brought(way, name, saved, size, folder):
+    """Bring the weights of `saved` in one way into a model at `size`."""
+    kwargs = EXAMPLES[name]
+    state = plain_tensors(saved)
+    asked = {"img_size": size, **kwargs}
+    path = folder / "weights.safetensors"
+    if way == "local-dir":
+        timm_resize.save_pretrained(saved, folder)
+        return timm.create_model(f"local-dir:{folder}", pretrained=True, img_size=size)
+    if way in ("file", "checkpoint_path", "load_checkpoint"):
+        save_file(state, path)
+    elif way == "pickle":
+        path = path.with_suffix(".pth")
+        torch.save({"state_dict": state}, path)
+    elif way == "averaged":
+        path = path.with_suffix(".pth")
+        other = {k: torch.zeros_like(v) for k, v in state.items()}
+        torch.save({"state_dict": other, "state_dict_ema": ModelEmaV3(saved).state_dict()}, path)
+    elif way == "wrapped":
+        path = path.with_suffix(".pth")
+        torch.save({f"module._orig_mod.{k}": v for k, v in state.items()}, path)
+    if way in ("file", "pickle"):
+        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(path)}, **asked)
+    if way == "state_dict":
+        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": state}, **asked)
+    if way in ("checkpoint_path", "averaged", "wrapped"):
+        return timm.create_model(name, checkpoint_path=str(path), **asked)
+    model = timm.create_model(name, **asked)
+    if way == "load_checkpoint":
+        timm.models.load_checkpoint(model, str(path))
+    else:
+        model.load_state_dict(timm_resize.resize_state_dict(state, model))
+    return model
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_way_gives_the_same_tensors(name, tmp_path):
+    """Base size C, saved at a larger B, opened at a smaller A: what a resize from B to A computes, bit for bit."""
+    saved = example(name)
+    timm_resize.resize_(saved, near(saved, 64), **as_built(name))
+    size = near(saved, -96)
+    want = copy.deepcopy(saved)
+    want.__dict__.pop("_resize_chain", None)  # a file holds the tensors, not their originals
+    timm_resize.resize_(want, size, **as_built(name))
+    with timm_resize.install():
+        for way in WAYS[name in BY_CONFIG :]:
+            folder = tmp_path / way
+            folder.mkdir()
+            got = brought(way, name, saved, size, folder)
+            assert current_size(got) == size, way
+            have, wanted = tensors(got), tensors(want)
+            assert have.keys() == wanted.keys(), way
+            for key, value in wanted.items():
+                assert torch.equal(have[key], value), f"{way}: {key}"
+
+
+def jax_archive(model, path):
+    """Write a ViT's weights as Google's JAX releases hold them: (h, w, in, out) kernels, heads apart."""
+    state, heads = {k: v.numpy() for k, v in model.state_dict().items()}, model.blocks[0].attn.num_heads
+    dim = model.embed_dim
+    out = {
+        "embedding/kernel": state["patch_embed.proj.weight"].transpose(2, 3, 1, 0),
+        "embedding/bias": state["patch_embed.proj.bias"],
+        "cls": state["cls_token"],
+        "Transformer/posembed_input/pos_embedding": state["pos_embed"],
+        "Transformer/encoder_norm/scale": state["norm.weight"],
+        "Transformer/encoder_norm/bias": state["norm.bias"],
+        "head/kernel": state["head.weight"].T,
+        "head/bias": state["head.bias"],
+    }
+    for i in range(len(model.blocks)):
+        ours, theirs = f"blocks.{i}.", f"Transformer/encoderblock_{i}/"
+        for a, b in (("norm1", "LayerNorm_0"), ("norm2", "LayerNorm_2")):
+            out[f"{theirs}{b}/scale"], out[f"{theirs}{b}/bias"] = state[f"{ours}{a}.weight"], state[f"{ours}{a}.bias"]
+        attention = f"{theirs}MultiHeadDotProductAttention_1/"
+        parts = zip(
+            ("query", "key", "value"),
+            state[f"{ours}attn.qkv.weight"].reshape(3, dim, dim),
+            state[f"{ours}attn.qkv.bias"].reshape(3, dim),
+            strict=True,
+        )
+        for part, weight, bias in parts:
+            out[f"{attention}{part}/kernel"] = weight.T.reshape(dim, heads, -1)
+            out[f"{attention}{part}/bias"] = bias.reshape(heads, -1)
+        out[f"{attention}out/kernel"] = state[f"{ours}attn.proj.weight"].T.reshape(heads, -1, dim)
+        out[f"{attention}out/bias"] = state[f"{ours}attn.proj.bias"]
+        for a, b in (("fc1", "Dense_0"), ("fc2", "Dense_1")):
+            out[f"{theirs}MlpBlock_3/{b}/kernel"] = state[f"{ours}mlp.{a}.weight"].T
+            out[f"{theirs}MlpBlock_3/{b}/bias"] = state[f"{ours}mlp.{a}.bias"]
+    np.savez(path, **out)
+
+
+@pytest.mark.parametrize("size", [(224, 224), (320, 320), (96, 160)])
+def test_archives_of_jax_arrays(size, tmp_path):
+    """A .npz checkpoint opens at another size as stock's own loader fits it (plain bilinear), in both ways."""
+    name, kwargs = "vit_tiny_patch16_224", {"depth": 2, "num_classes": 3}
+    model, path = redraw_(stock(name, **kwargs)), str(tmp_path / "weights.npz")
+    jax_archive(model, path)
+    overlay = {"pretrained": True, "pretrained_cfg_overlay": {"file": path, "custom_load": True, "num_classes": 3}}
+    theirs = stock(name, img_size=size, **kwargs, **overlay)
+    with timm_resize.install():
+        for how in (overlay, {"checkpoint_path": path}):
+            ours = timm.create_model(name, img_size=size, **kwargs, **how)
+            for key, value in tensors(theirs).items():
+                torch.testing.assert_close(tensors(ours)[key], value, atol=1e-5, rtol=0)
+    assert size != (224, 224) or all(torch.equal(v, tensors(model)[k]) for k, v in tensors(theirs).items())
+
+
+@pytest.mark.parametrize("size", [(224, 224), (320, 320), (96, 160)])
+def test_layouts_of_other_programs(size):
+    """A checkpoint by open_clip's names opens at another size as stock's filter fits it."""
+    name, kwargs = "vit_tiny_patch16_224", {"depth": 2, "num_classes": 3}
+    state = {f"visual.trunk.{k}": v for k, v in redraw_(stock(name, **kwargs)).state_dict().items()}
+    overlay = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state, "num_classes": 3}}
+    theirs = stock(name, img_size=size, **kwargs, **overlay)
+    ours = timm_resize.create_model(name, img_size=size, **kwargs, **overlay)
+    for key, value in tensors(theirs).items():
+        torch.testing.assert_close(tensors(ours)[key], value, atol=1e-5, rtol=0)
