@@ -6,22 +6,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from timm_resize.core.apply import apply_plan
 from timm_resize.core.copies import planning_copy
 from timm_resize.core.find import current_size, find_model
 from timm_resize.core.plan import ResizePlan
-from timm_resize.core.planner import plan_request, shapes_at
-from timm_resize.core.request import make_request
+from timm_resize.core.planner import plan_to, shapes_at
+from timm_resize.core.request import ResizeOptions
 from timm_resize.errors import CheckpointError
-from timm_resize.geometry import Size, parse_size
+from timm_resize.geometry import Size, SizeLike, parse_size
 from timm_resize.resample import Resample
 from timm_resize.weights.names import without_geometry, without_wrappers
 from timm_resize.weights.source import SQUARES, classifier_prefixes, patch_size, shape_mismatch, source_geometry
 
 
 def resize_state_dict(
-    state_dict: dict[str, Tensor], model: nn.Module, *, source: Any = None, **options: Any
+    state_dict: dict[str, Tensor], model: nn.Module, *, source: SizeLike | None = None, **options: Unpack[ResizeOptions]
 ) -> dict[str, Tensor]:
     """Fit a checkpoint saved at one image size to a model at another.
 
@@ -49,7 +50,12 @@ def resize_state_dict(
 
 
 def fitted(
-    state_dict: Mapping[str, Any], root: nn.Module, *, source: Any = None, recorded: Size | None = None, **options: Any
+    state_dict: Mapping[str, Any],
+    root: nn.Module,
+    *,
+    source: SizeLike | None = None,
+    recorded: Size | None = None,
+    **options: Unpack[ResizeOptions],
 ) -> tuple[dict[str, Any], ResizePlan | None]:
     """As `resize_state_dict`, with the plan that the tensors went through, None when they fit as they are.
 
@@ -80,13 +86,13 @@ def fitted(
         return dict(state_dict), None
     misfit = None
     for constructing in (True, False):  # with the constructor's windows, or with windows scaled like the image
-        twin = planning_copy(root)
-        apply_plan(twin, plan_request(twin, make_request(name, **found, constructing=constructing)))
-        if misfit := shape_mismatch({k: tuple(v.shape) for k, v in twin.state_dict().items()}, state_dict, skipped):
+        there = planning_copy(root)
+        apply_plan(there, plan_to(there, **found, constructing=constructing))
+        if misfit := shape_mismatch({k: tuple(v.shape) for k, v in there.state_dict().items()}, state_dict, skipped):
             continue
         if "patch_size" in found:
             options = {"patch_size": patch_size(root), **options}
-        plan = plan_request(twin, make_request(name, target, constructing=constructing, **options))
+        plan = plan_to(there, target, constructing=constructing, **options)
         check_finite(state_dict, plan)
         maps = {c.key: c.how for c in plan if isinstance(c.how, Resample)}
         out = {k: maps[k](v) if k in maps else v for k, v in state_dict.items()}
