@@ -203,7 +203,7 @@ def copies(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def sized(name: str) -> bool:
     """Whether a parameter may change though its shape does not: tables of positions, and weights over tokens."""
-    return any(word in name for word in ("pos", "bias", "rel", "spatial", "tokens", "proj_l"))
+    return any(word in name for word in ("pos", "bias", "rel", "spatial", "tokens", "gate.proj"))
 
 
 def resized_by_stock(model: nn.Module, size: tuple[int, int]) -> nn.Module | None:

@@ -95,16 +95,21 @@ def test_transformers_backbone():
         torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["tu-resnet18", "tu-swin_tiny_patch4_window7_224", "tu-maxvit_pico_rw_256"])
+@pytest.mark.parametrize(
+    ("name", "built"),
+    [
+        ("tu-resnet18", {}),
+        ("tu-swin_tiny_patch4_window7_224", {"img_size": (256, 320), "window_size": (8, 10)}),  # as its set_input_size
+        ("tu-maxvit_pico_rw_256", {"img_size": (256, 320)}),
+    ],
+)
 @torch.no_grad()
-def test_segmentation_models(name):
+def test_segmentation_models(name, built):
     """A network on a `tu-` encoder is resized as a whole: its masks are those around stock's model of the size."""
     smp = pytest.importorskip("segmentation_models_pytorch", reason="segmentation_models_pytorch is not installed")
     size = (256, 320)
     model = redraw_(smp.Unet(name, encoder_weights=None, classes=2).eval())
-    theirs = smp.Unet(name, encoder_weights=None, classes=2, **({"img_size": size} if "maxvit" in name else {})).eval()
-    if "swin" in name:
-        theirs.encoder.model.model.set_input_size(img_size=size)  # stock's own
+    theirs = smp.Unet(name, encoder_weights=None, classes=2, **built).eval()
     timm_resize.resize_(model, size)
     theirs.load_state_dict(model.state_dict())
     got = model(image(size))
