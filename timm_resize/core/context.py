@@ -355,10 +355,8 @@ class Context(Maps):
         """Warn that the last `rest` rows and columns of pixels play no part, if any; `why` says it in numbers."""
         rows, columns = (max(side, 0) for side in rest)
         if rows or columns:
-            self.warn(
-                f"img_size={self.new_size} drops {rows} rows and {columns} columns of pixels at the bottom and right: "
-                f"{why}."
-            )
+            pixels = f"{rows} rows and {columns} columns of pixels at the bottom and right"
+            self.warn(f"img_size={self.new_size} drops {pixels}: {why}.")
 
     def note(self, text: str) -> None:
         """Add a remark to the plan."""
@@ -397,7 +395,5 @@ def check_options(root: nn.Module, options: Mapping[str, object], known: Sequenc
     """Raise ResizeError for an option the family does not have, naming those it has."""
     for name in options:
         if name not in known:
-            have = ", ".join(["img_size", *sorted(known)])
-            raise ResizeError(
-                f"{type(root).__name__}: {name}={options[name]!r} is not an option of this model. Use {have}."
-            )
+            what = f"{name}={options[name]!r} is not an option of this model"
+            raise ResizeError(f"{type(root).__name__}: {what}. Use {', '.join(['img_size', *sorted(known)])}.")

@@ -66,7 +66,7 @@ def _changes(ctx: Context, handler: Handler | None) -> Iterator[Change]:
         asked["patch_size"] = ctx.request.patch_size
     check_options(ctx.root, asked, handler.options if handler else ("window_size", "patch_size"))
     if handler is not None:
-        yield from handler.plan(ctx.root, ctx)
+        yield from ctx._run(handler, ctx.root)
     yield from ctx.visit_rest()
 
 
