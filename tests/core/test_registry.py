@@ -139,7 +139,7 @@ def test_examples_may_be_none_only_where_nothing_depends_on_the_size():
     registry.register(Base, state="table")(plan_it)
     registry.unregister(Model)
     registry.register(Model)(plan_it)
-    assert [h.cls for h in registry.families()] == [Model]
+    assert [(h.cls, h.is_model) for h in registry.handlers()] == [(Base, False), (Model, True)]
 
 
 def test_unregister_of_what_is_not_there():

@@ -205,16 +205,6 @@ class Registry:
         self.load()
         return sorted(self._handlers.values(), key=lambda h: h.cls.__name__)
 
-    def families(self) -> tuple[Handler, ...]:
-        """Return what is registered for whole models: class, what depends on the size, method, valid sizes, options.
-
-        Example:
-            >>> import timm_resize
-            >>> next(f.state for f in timm_resize.families() if f.cls.__name__ == "VisionTransformer")
-            'pos_embed (1, prefix + h*w, dim)'
-        """
-        return tuple(h for h in self.handlers() if h.is_model)
-
     def load(self) -> None:
         """Import every module of `timm_resize.handlers` and every entry point, once.
 
@@ -287,4 +277,14 @@ register = registry.register
 unregister = registry.unregister
 handler_for = registry.handler_for
 handlers = registry.handlers
-families = registry.families
+
+
+def families() -> tuple[Handler, ...]:
+    """Return what is registered for whole models: class, what depends on the size, method, valid sizes, options.
+
+    Example:
+        >>> import timm_resize
+        >>> next(f.state for f in timm_resize.families() if f.cls.__name__ == "VisionTransformer")
+        'pos_embed (1, prefix + h*w, dim)'
+    """
+    return tuple(h for h in registry.handlers() if h.is_model)
