@@ -1,7 +1,8 @@
 """Any timm model, at any image size, with its pretrained weights carried over."""
 
-from timm_resize.core.plan import Change, ResizePlan
-from timm_resize.core.registry import families, register
+from timm_resize.core.context import Changes, Context, Grids
+from timm_resize.core.plan import Change, Rebuild, Reinitialise, ResizePlan
+from timm_resize.core.registry import families, register, registry, unregister
 from timm_resize.errors import CheckpointError, InvalidSizeError, ResizeError, StalePlanError, UnsupportedModelError
 from timm_resize.hub.push import push_to_hub
 from timm_resize.hub.save import save_pretrained
@@ -9,6 +10,7 @@ from timm_resize.multi_size import MultiSize, at_size
 from timm_resize.plugin.create_model import create_model
 from timm_resize.plugin.data_config import data_config
 from timm_resize.plugin.install import install, uninstall
+from timm_resize.resample import AxisMap, Resample
 from timm_resize.resize import nearest_sizes, plan_resize, resize_
 from timm_resize.training import (
     ProgressiveResize,
@@ -24,11 +26,18 @@ from timm_resize.version import __version__
 from timm_resize.weights.state_dict import resize_state_dict
 
 __all__ = [
+    "AxisMap",
     "Change",
+    "Changes",
     "CheckpointError",
+    "Context",
+    "Grids",
     "InvalidSizeError",
     "MultiSize",
     "ProgressiveResize",
+    "Rebuild",
+    "Reinitialise",
+    "Resample",
     "ResizeError",
     "ResizePlan",
     "SizeSchedule",
@@ -46,6 +55,7 @@ __all__ = [
     "plan_resize",
     "push_to_hub",
     "register",
+    "registry",
     "resize_",
     "resize_ddp",
     "resize_fsdp",
@@ -54,6 +64,7 @@ __all__ = [
     "resume_checkpoint",
     "save_pretrained",
     "uninstall",
+    "unregister",
 ]
 
 

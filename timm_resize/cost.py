@@ -164,7 +164,9 @@ class _Scores(TorchDispatchMode):
         """Return the number of elements of each score tensor, in order."""
         return [n for i, n in enumerate(self._numel) if i in self._used]
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
+    ) -> object:
         out = func(*args, **(kwargs or {}))
         op = func.overloadpacket
         if op in _SOFTMAX:

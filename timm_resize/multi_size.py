@@ -176,11 +176,11 @@ class MultiSize(nn.Module):
         self._kept: OrderedDict[Size, _Kept] = OrderedDict()
         self._lock, self._making = threading.RLock(), threading.RLock()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Leave what is kept out: a copy makes its own."""
         return {k: v for k, v in self.__dict__.items() if k not in ("_kept", "_lock", "_making")}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         """Start with nothing kept."""
         super().__setstate__(state)
         self._reset()

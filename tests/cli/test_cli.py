@@ -340,9 +340,9 @@ def test_errors(argv, text, capsys, tmp_path, monkeypatch):
     (tmp_path / "here.pth").write_bytes(b"")
     (tmp_path / "here.safetensors").write_bytes(b"")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(SafetensorError) as said:
+    with pytest.raises(SafetensorError) as caught:
         load_file("here.safetensors")
-    text = text.replace("(what safetensors says)", str(said.value))
+    text = text.replace("(what safetensors says)", str(caught.value))
     assert run(capsys, *argv) == (2, "", f"timm-resize: error: {text}\n")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "here.pth", "here.safetensors"]
 

@@ -104,8 +104,8 @@ def test_copies_and_pickles_keep_it():
     """The history follows a model as its weights do."""
     model = stock("vit_tiny_patch16_224", depth=1)
     timm_resize.resize_(model, 96)
-    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert twin._resize_history == model._resize_history != ()
+    for duplicate in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert duplicate._resize_history == model._resize_history != ()
 
 
 @pytest.mark.parametrize(

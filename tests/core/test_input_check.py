@@ -193,7 +193,7 @@ def test_a_lenient_vision_transformer():
 
 @pytest.mark.parametrize("name", ["crossvit_9_240", "hiera_small_abswin_256", "levit_128s", "pit_ti_224"])
 def test_guarded_models_of_the_plugins_are_stocks(name):
-    """While the plugin is installed a model built without a size has a guard, and stock's structure and random draws."""
+    """While the plugin is installed a model built without a size is stock's, with a guard."""
     with timm_resize.install():
         torch.manual_seed(0)
         ours = timm.create_model(name, **EXAMPLES[name]).eval()

@@ -96,15 +96,15 @@ def test_options_that_are_not_known(model, options, text):
 
 def test_a_size_that_drops_pixels_works_with_one_warning(model):
     """250 px at patch 16: 15x15 patches as in stock, and one warning that counts the pixels."""
-    twin = copy.deepcopy(model)
+    duplicate = copy.deepcopy(model)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        timm_resize.resize_(twin, (250, 224))
+        timm_resize.resize_(duplicate, (250, 224))
     assert [str(w.message) for w in caught] == [
         "VisionTransformer: img_size=(250, 224) drops 10 rows and 0 columns of pixels at the bottom and right: "
         "patch_size=16."
     ]
-    assert twin(image((250, 224))).shape == (1, 2)
+    assert duplicate(image((250, 224))).shape == (1, 2)
 
 
 def test_a_scripted_model_is_refused(model):
@@ -126,10 +126,10 @@ def test_a_ddp_model_is_refused(model, tmp_path):
 
 def test_a_parametrised_model_is_refused(model):
     """A parametrised layer is named, with the call that removes it."""
-    twin = copy.deepcopy(model)
-    parametrizations.weight_norm(twin.blocks[0].mlp.fc1)
+    duplicate = copy.deepcopy(model)
+    parametrizations.weight_norm(duplicate.blocks[0].mlp.fc1)
     with pytest.raises(timm_resize.UnsupportedModelError, match=r"blocks\.0\.mlp\.fc1 is parametrised\. Call .*remove"):
-        timm_resize.resize_(twin, 64)
+        timm_resize.resize_(duplicate, 64)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -159,21 +159,21 @@ def test_two_models_in_one_module_are_listed(model):
 
 def test_a_stale_plan_is_refused(model):
     """A plan made before another resize names the tensor and both shapes."""
-    twin = copy.deepcopy(model)
-    plan = timm_resize.plan_resize(twin, 64)
-    timm_resize.resize_(twin, 96)
+    duplicate = copy.deepcopy(model)
+    plan = timm_resize.plan_resize(duplicate, 64)
+    timm_resize.resize_(duplicate, 96)
     with pytest.raises(timm_resize.StalePlanError, match=r"patch_embed.img_size is \(96, 96\), the plan was made for"):
-        timm_resize.resize_(twin, plan)
+        timm_resize.resize_(duplicate, plan)
 
 
 def test_a_changed_layer_is_named(model):
     """A position embedding of another length than the grid says is named, not guessed at."""
-    twin = copy.deepcopy(model)
-    twin.pos_embed = nn.Parameter(torch.zeros(1, 100, 192))
+    duplicate = copy.deepcopy(model)
+    duplicate.pos_embed = nn.Parameter(torch.zeros(1, 100, 192))
     with pytest.raises(
         timm_resize.UnsupportedModelError, match=r"pos_embed does not have its type's shape: .* 99 grid"
     ):
-        timm_resize.plan_resize(twin, 64)
+        timm_resize.plan_resize(duplicate, 64)
 
 
 def test_a_million_pixels_a_side_is_a_plan_not_an_allocation(model):

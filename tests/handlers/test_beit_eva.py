@@ -240,11 +240,11 @@ def test_odd_sizes_run_with_a_warning(name, extra):
 def test_a_size_below_one_patch_leaves_the_model(name, extra):
     """8x8 is refused before anything is written, where stock fails with half of it written."""
     model = redraw_(build(name, extra))
-    twin = copy.deepcopy(model)
+    duplicate = copy.deepcopy(model)
     with pytest.raises(InvalidSizeError, match="smaller than patch_size"):
         timm_resize.resize_(model, 8)
-    assert_close(model, twin, tolerance=0.0)
-    assert_same_structure(model, twin)
+    assert_close(model, duplicate, tolerance=0.0)
+    assert_same_structure(model, duplicate)
 
 
 def test_a_dynamic_eva_refuses_what_its_forward_refuses():

@@ -62,9 +62,9 @@ def test_a_smooth_position_table_is_read_back(model, size):
 @pytest.mark.parametrize("size", [(320, 192), (192, 320)])
 def test_height_and_width_are_treated_alike(model, size):
     """The transposed model gives the same logits for the transposed image."""
-    twin = transposed(model)
-    twin.pos_embed.data = transposed_table(twin.pos_embed, (14, 14))
-    assert_transposes(model, twin, size)
+    turned = transposed(model)
+    turned.pos_embed.data = transposed_table(turned.pos_embed, (14, 14))
+    assert_transposes(model, turned, size)
 
 
 def test_features_equal_those_of_a_stock_feature_model():

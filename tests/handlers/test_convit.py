@@ -135,11 +135,11 @@ def test_a_smooth_position_table_is_read_back(model, size):
 @pytest.mark.parametrize("size", [(320, 192), (192, 320), (128, 288)])
 def test_height_and_width_are_treated_alike(model, size):
     """The transposed model, reading dy for dx, gives the same logits for the transposed image."""
-    twin = transposed(model)
-    twin.pos_embed.data = transposed_table(twin.pos_embed, (14, 14))
-    proj = twin.blocks[0].attn.pos_proj.weight
+    turned = transposed(model)
+    turned.pos_embed.data = transposed_table(turned.pos_embed, (14, 14))
+    proj = turned.blocks[0].attn.pos_proj.weight
     proj.data = proj.data[:, [1, 0, 2]].clone()
-    assert_transposes(model, twin, size)
+    assert_transposes(model, turned, size)
 
 
 def test_features_equal_those_of_a_stock_feature_model():

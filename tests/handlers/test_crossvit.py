@@ -157,10 +157,10 @@ def test_smooth_position_tables_are_read_back(model, size):
 @pytest.mark.parametrize("size", [(360, 240), (120, 480), (250, 272)])
 def test_height_and_width_are_treated_alike(model, size):
     """The transposed model gives the same logits for the transposed image."""
-    twin = transposed(model)
+    turned = transposed(model)
     for name, n in (("pos_embed_0", 20), ("pos_embed_1", 14)):
-        getattr(twin, name).data = transposed_table(getattr(twin, name), (n, n), prefix=1)
-    assert_transposes(model, twin, size)
+        getattr(turned, name).data = transposed_table(getattr(turned, name), (n, n), prefix=1)
+    assert_transposes(model, turned, size)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -80,13 +80,13 @@ def test_an_evaluated_model_forgets_its_cached_biases():
 def test_sizes_below_one_cell_are_refused_whole(size, named):
     """A side below 16 would leave empty windows; it is refused with the model as it was, which stock's is not."""
     model = redraw_(build())
-    twin = copy.deepcopy(model)
+    duplicate = copy.deepcopy(model)
     with pytest.raises(InvalidSizeError, match=named):
         timm_resize.resize_(model, size)
-    assert_close(model, twin, tolerance=0.0)
-    assert_same_structure(model, twin)
+    assert_close(model, duplicate, tolerance=0.0)
+    assert_same_structure(model, duplicate)
     with torch.inference_mode():
-        assert torch.equal(model(image((224, 224))), twin(image((224, 224))))
+        assert torch.equal(model(image((224, 224))), duplicate(image((224, 224))))
 
 
 @pytest.mark.parametrize("out_indices", [(0, 1, 2), (0, 1)])

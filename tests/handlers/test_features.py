@@ -8,10 +8,8 @@ import pytest
 import torch
 
 import timm_resize
-from tests.helpers.oracle import image, redraw_, sizes_for, stock
-from timm_resize.core.registry import families
-
-EXAMPLES = {name: kwargs for family in families() for name, kwargs in family.examples.items()}
+from tests.helpers.examples import EXAMPLES, example, sweep
+from tests.helpers.oracle import image, sizes_for, stock
 
 
 def plain_features(plain, wrapper, x):
@@ -52,11 +50,11 @@ def build(name, kind):
 
 
 @pytest.mark.parametrize("kind", ["own", "getter"])
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", sweep())
 @torch.no_grad()
 def test_features_are_the_plain_models(name, kind):
     """At a non-square size, `features_only` of the kind computes what the plain model computes at the same place."""
-    plain, wrapper = redraw_(stock(name, **EXAMPLES[name])), build(name, kind)
+    plain, wrapper = example(name), build(name, kind)
     if wrapper is None:
         pytest.skip("stock has no such wrapper for this model")
     inner = wrapper._modules.get("model", wrapper._modules.get("body", wrapper))

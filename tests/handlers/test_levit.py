@@ -17,7 +17,7 @@ from timm_resize.handlers.layers.offset_bias import offset_index
 from timm_resize.resample import offset_table
 
 TINY = dict(embed_dim=(32, 48, 64), key_dim=8, num_heads=(2, 3, 4), depth=(1, 1, 1), num_classes=3)
-KINDS = ["levit_128s", "levit_512", "levit_384_s8", "levit_conv_128s", "levit_conv_384_s8"]
+NAMES = ["levit_128s", "levit_512", "levit_384_s8", "levit_conv_128s", "levit_conv_384_s8"]
 """Distilled and not, stems of stride 16 and 8, linear layers and convolutions."""
 
 
@@ -32,7 +32,7 @@ def grids(model: nn.Module) -> list[tuple[int, int]]:
 # -- sizes -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", [230, 250, (230, 100), (33, 250), (512, 65), 17, 1, (1, 64), (64, 1)], ids=str)
 def test_any_size_runs(name, size):
     """Odd, non-square and tiny sizes: every grid is the one that forward makes, down to a single pixel."""
@@ -68,7 +68,7 @@ def test_stock_builds_what_it_cannot_run(name, size):
         assert torch.equal(ours(image((size, size))), theirs(image((size, size))))
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", NAMES)
 def test_create_model_repairs_the_constructor(name):
     """A random model asked for at 250 has the grids that its forward makes, and runs."""
     model = timm_resize.create_model(name, img_size=(250, 230), **TINY).eval()
@@ -227,7 +227,7 @@ def test_feature_wrappers(name, out_indices):
 
 
 def test_create_model_features_only():
-    """The factory passes a size through to both kinds of wrapper."""
+    """The factory passes a size through to both sorts of wrapper."""
     for name in ("levit_128s", "levit_conv_128s"):
         model = timm_resize.create_model(name, img_size=(250, 100), features_only=True, **TINY).eval()
         with torch.inference_mode():

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import timm_resize
 from tests.helpers.oracle import assert_same_structure, image, redraw_, stock
-from timm_resize.resample import token_matrix, token_reader, token_writer
+from tests.helpers.resampling import grid_resize, one_axis
+from timm_resize.resample import token_matrix, token_writer
 
 Grid = tuple[int, int]
 
@@ -44,9 +45,9 @@ def mixer(variant: str, grid: Grid, blocks: int = 2, seed: int = 0) -> MlpMixer:
 
 def resized(model: MlpMixer, grid: Grid, **options) -> MlpMixer:
     """Return a copy resized to a grid of its own patches."""
-    twin, (height, width) = copy.deepcopy(model), model.stem.patch_size
-    timm_resize.resize_(twin, (grid[0] * height, grid[1] * width), **options)
-    return twin
+    duplicate, (height, width) = copy.deepcopy(model), model.stem.patch_size
+    timm_resize.resize_(duplicate, (grid[0] * height, grid[1] * width), **options)
+    return duplicate
 
 
 def interpolate(tokens: Tensor, old: Grid, new: Grid) -> Tensor:
@@ -91,11 +92,20 @@ def test_constant_tokens_mix_alike(variant, old, new):
         torch.testing.assert_close(got, want, atol=1e-11, rtol=1e-11)
 
 
+def axis_reader(old: int, new: int) -> Tensor:
+    """Return what reads a grown axis back, or enlarges a shrunk one: (old, new)."""
+    if new < old:
+        return one_axis(new, old, "bicubic", antialias=True).contiguous()
+    return torch.linalg.pinv(one_axis(old, new, "bicubic", antialias=True)).contiguous()
+
+
 @pytest.mark.parametrize(("old", "new"), GRIDS)
 def test_each_layer_has_its_map(old, new):
     """Readers, writers and matrices go to the right layers: shapes, Linear's attributes, and the map of each."""
     n = new[0] * new[1]
-    maps = {"reader": token_reader(old, new), "writer": token_writer(old, new), "matrix": token_matrix(old, new)}
+    write = grid_resize(old, new)  # by torch's own interpolation
+    read = torch.kron(*(axis_reader(a, b) for a, b in zip(old, new, strict=True)))
+    maps = {"reader": lambda w: w @ read, "writer": lambda w: write @ w, "matrix": lambda w: write @ w @ read}
     layers = {
         "mixer": {
             "mlp_tokens.fc1.weight": ("reader", (16, n)),
@@ -116,7 +126,7 @@ def test_each_layer_has_its_map(old, new):
         for name, (kind, shape) in expected.items():
             was, now = (m.blocks[0].get_parameter(name) for m in (before, after))
             assert tuple(now.shape) == shape
-            assert torch.equal(now, maps[kind](was.detach()))
+            torch.testing.assert_close(now.detach(), maps[kind](was.detach()), atol=1e-9, rtol=1e-9)
         kept = {k for k in before.state_dict() if k.removeprefix("blocks.0.") not in expected}
         assert all(torch.equal(after.state_dict()[k], before.state_dict()[k]) for k in kept)
         for module in after.modules():
@@ -181,14 +191,14 @@ def smooth_(model: MlpMixer, grid: Grid) -> MlpMixer:
 
 def by_rows(model: MlpMixer, grid: Grid) -> MlpMixer:
     """Return what is found in the wild: every token axis interpolated like an image, sums not accounted for."""
-    twin, old = resized(model, grid), model.stem.grid_size
+    duplicate, old = resized(model, grid), model.stem.grid_size
     with torch.no_grad():
-        for name, p in twin.named_parameters():
+        for name, p in duplicate.named_parameters():
             was = model.get_parameter(name)
             for dim in (d for d in range(was.dim()) if was.shape[d] != p.shape[d]):
                 was = token_writer(old, grid, dim=dim)(was)
             p.copy_(was)
-    return twin
+    return duplicate
 
 
 def picture(grid: Grid, old: Grid, patch: int, seed: int) -> Tensor:

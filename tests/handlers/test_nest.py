@@ -59,11 +59,11 @@ def test_a_smooth_function_of_the_place_is_read_back_across_blocks(new):
 
 def test_forward_for_rectangles_equals_stock_on_squares(model):
     """The same level, run by stock's forward and by ours, on square blocks."""
-    level, twin = model.levels[1], copy.deepcopy(model.levels[1])
-    twin.__class__, twin.block_size = RectangularNestLevel, (14, 14)
+    level, duplicate = model.levels[1], copy.deepcopy(model.levels[1])
+    duplicate.__class__, duplicate.block_size = RectangularNestLevel, (14, 14)
     x = torch.randn(1, 96, 56, 56, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        torch.testing.assert_close(twin(x), level(x), atol=1e-6, rtol=0)
+        torch.testing.assert_close(duplicate(x), level(x), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("size", [(320, 192), (192, 320)])
@@ -102,8 +102,8 @@ def test_a_rectangular_model_copies_pickles_and_loads(model, tmp_path):
     fresh.load_state_dict(ours.state_dict())
     with torch.inference_mode():
         x = image((192, 256))
-        for twin in (copy.deepcopy(ours), torch.load(tmp_path / "model.pt", weights_only=False), fresh):
-            torch.testing.assert_close(twin(x), ours(x), atol=0, rtol=0)
+        for duplicate in (copy.deepcopy(ours), torch.load(tmp_path / "model.pt", weights_only=False), fresh):
+            torch.testing.assert_close(duplicate(x), ours(x), atol=0, rtol=0)
 
 
 def test_a_failing_write_puts_stock_class_back(model, monkeypatch):

@@ -90,17 +90,17 @@ def exchange_pixels(weight: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("size", [(320, 192), (192, 320)])
 def test_height_and_width_are_treated_alike(model, size):
     """The model with patches and the pixels in them transposed gives the same logits for the transposed image."""
-    twin = transposed(model)
+    turned = transposed(model)
     with torch.no_grad():
-        twin.patch_pos.copy_(transposed_table(twin.patch_pos, (14, 14), prefix=1))
-        twin.pixel_pos.copy_(twin.pixel_pos.transpose(-1, -2).clone())
-        for part in (twin, *twin.blocks):
+        turned.patch_pos.copy_(transposed_table(turned.patch_pos, (14, 14), prefix=1))
+        turned.pixel_pos.copy_(turned.pixel_pos.transpose(-1, -2).clone())
+        for part in (turned, *turned.blocks):
             tensors = [part.proj.weight]
             if part.norm1_proj.weight.numel() == part.proj.weight.shape[1]:  # legacy blocks norm each pixel alone
                 tensors += [part.norm1_proj.weight, part.norm1_proj.bias]
             for tensor in tensors:
                 tensor.copy_(exchange_pixels(tensor))
-    assert_transposes(model, twin, size)
+    assert_transposes(model, turned, size)
 
 
 @pytest.mark.parametrize("name", NAMES)

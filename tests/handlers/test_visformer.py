@@ -93,11 +93,11 @@ def test_smooth_position_maps_are_read_back(model, size):
 @pytest.mark.parametrize("size", [(320, 192), (192, 320)])
 def test_height_and_width_are_treated_alike(model, size):
     """The transposed model gives the same logits for the transposed image."""
-    twin = transposed(model)
+    turned = transposed(model)
     with torch.no_grad():
         for name in MAPS:
-            getattr(twin, name).copy_(getattr(model, name).transpose(-1, -2))
-    assert_transposes(model, twin, size)
+            getattr(turned, name).copy_(getattr(model, name).transpose(-1, -2))
+    assert_transposes(model, turned, size)
 
 
 @pytest.mark.parametrize("out_indices", [(0,), (0, 1), (0, 1, 2)])

@@ -88,15 +88,15 @@ def test_a_smooth_position_map_is_read_back(model, size):
 @pytest.mark.parametrize("size", [(320, 192), (192, 320)])
 def test_height_and_width_are_treated_alike(model, size):
     """The transposed model gives the same logits for the transposed image."""
-    twin = transposed(model)
+    turned = transposed(model)
     with torch.no_grad():
-        twin.pos_embed.copy_(model.pos_embed.transpose(1, 2))
-        for block in twin.network[0]:
+        turned.pos_embed.copy_(model.pos_embed.transpose(1, 2))
+        for block in turned.network[0]:
             attn = block.attn.attn  # (heads * 9 * 9, dim): from each of 3x3 places to each of 3x3
             for tensor in (attn.weight, attn.bias):
                 places = tensor.reshape(-1, 3, 3, 3, 3, *tensor.shape[1:])
                 tensor.copy_(places.transpose(1, 2).transpose(3, 4).reshape(tensor.shape).clone())
-    assert_transposes(model, twin, size)
+    assert_transposes(model, turned, size)
 
 
 @pytest.mark.parametrize("out_indices", [(0,), (0, 1, 2, 3)])

@@ -78,9 +78,9 @@ def assert_features_as_stock(name: str, size: tuple[int, int], **kwargs: Any) ->
             torch.testing.assert_close(a, b)
 
 
-def assert_transposes(model: nn.Module, twin: nn.Module, size: tuple[int, int]) -> None:
-    """`twin`, the model with height and width exchanged, resized likewise, agrees on the transposed image."""
+def assert_transposes(model: nn.Module, turned: nn.Module, size: tuple[int, int]) -> None:
+    """`turned`, the model with height and width exchanged, resized likewise, agrees on the transposed image."""
     x = image(size)
     with torch.inference_mode():
-        a, b = resized(model, size)(x), resized(twin, size[::-1])(x.transpose(-1, -2).contiguous())
+        a, b = resized(model, size)(x), resized(turned, size[::-1])(x.transpose(-1, -2).contiguous())
     torch.testing.assert_close(a, b, atol=2e-4, rtol=2e-4)

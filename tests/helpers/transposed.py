@@ -13,12 +13,12 @@ def transposed(model: nn.Module, swap: dict[str, str] | None = None) -> nn.Modul
 
     `swap` maps the ends of parameter names, e.g. {"rel_pos_h": "rel_pos_w"}.
     """
-    twin = copy.deepcopy(model)
+    turned = copy.deepcopy(model)
     with torch.no_grad():
-        for module in twin.modules():
+        for module in turned.modules():
             if isinstance(module, nn.Conv2d):
                 module.weight.copy_(module.weight.transpose(-1, -2).clone())
-        named = dict(twin.named_parameters())
+        named = dict(turned.named_parameters())
         for name, param in named.items():
             for end, other in (swap or {}).items():
                 if name.endswith(end):
@@ -26,4 +26,4 @@ def transposed(model: nn.Module, swap: dict[str, str] | None = None) -> nn.Modul
                         named[name.removesuffix(end) + other].data,
                         param.data,
                     )
-    return twin
+    return turned

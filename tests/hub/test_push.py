@@ -52,7 +52,7 @@ def hub(tmp_path, monkeypatch):
 
 
 def build(name="vit_tiny_patch16_224", size=(96, 160), **kwargs):
-    kwargs = kwargs or {"depth": 1, "num_classes": 3}
+    kwargs = kwargs or {"depth": 1, "num_classes": 3, "embed_dim": 48, "num_heads": 3}
     return timm_resize.create_model(name, img_size=size, **kwargs).eval()
 
 
@@ -103,7 +103,7 @@ def test_the_card(hub):
     assert card.startswith("---\nlibrary_name: timm\n")
     assert 'timm.create_model("hf-hub:me/model", pretrained=True)' in card
     assert "resized from 224x224 to 96x160" in card
-    assert "| `pos_embed` | 1x197x192 | 1x61x192 | resampled: bicubic antialias |" in card
+    assert "| `pos_embed` | 1x197x48 | 1x61x48 | resampled: bicubic antialias |" in card
 
 
 def test_the_card_tells_training_from_resizing(hub):

@@ -220,18 +220,18 @@ def test_a_failing_first_save_leaves_no_folder(kind, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("how", ["kill", "fail"])
-def test_a_save_that_ends_at_any_file_operation(how, tmp_path, record_property):
+def test_a_save_that_ends_at_any_file_operation(tmp_path, record_property):
     """A real SIGKILL, or an error, at every operation: the folder holds the old checkpoint or the new one, whole."""
     run = subprocess.run(
-        [sys.executable, "-m", "tests.helpers.killed_saves", tmp_path, how],
+        [sys.executable, "-m", "tests.helpers.killed_saves", tmp_path],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
     )
     assert run.returncode == 0, run.stderr
-    assert int(run.stdout) > 20
-    record_property("faults", int(run.stdout))
+    killed, failed = map(int, run.stdout.split())
+    assert min(killed, failed) > 20
+    record_property("faults", killed + failed)
 
 
 def test_models_that_cannot_be_rebuilt(tmp_path):

@@ -30,7 +30,7 @@ def weights(size=96):
     return {k: v.clone() for k, v in redraw_(model).state_dict().items()}
 
 
-def doors(path):
+def ways_in(path):
     """Ways to load a file, each as (name, call) on a model that exists or is made."""
     overlay = {"pretrained_cfg_overlay": {"file": str(path), "num_classes": 2}}
     target = timm.create_model(NAME, img_size=160, **ARGS)
@@ -42,13 +42,13 @@ def doors(path):
 
 
 def refused(path, text):
-    """Every door raises CheckpointError with `text`; a model that was to be loaded keeps every bit."""
-    target, ways = doors(path)
+    """Every way in raises CheckpointError with `text`; a model that was to be loaded keeps every bit."""
+    target, ways = ways_in(path)
     before = {k: v.clone() for k, v in tensors(target).items()}
-    for door, call in ways.items():
+    for way, call in ways.items():
         with pytest.raises(CheckpointError) as caught:
             call()
-        assert text in str(caught.value), f"{door}: {caught.value}"
+        assert text in str(caught.value), f"{way}: {caught.value}"
     assert all(torch.equal(v, before[k]) for k, v in tensors(target).items())
 
 
@@ -197,7 +197,7 @@ def test_names_with_paths_in_them(name, tmp_path):
 
 
 def test_the_recorded_size_decides_where_shapes_cannot(tmp_path):
-    """A file saved at 112x448 has as many tokens as 224x224: what it records makes it right through every door."""
+    """A file saved at 112x448 has as many tokens as 224x224: what it records makes it right on every way in."""
     model = redraw_(timm_resize.create_model(NAME, img_size=(112, 448), **ARGS))
     timm_resize.save_pretrained(model, tmp_path)
     want = resample_abs_pos_embed(model.pos_embed, [14, 14], [7, 28], num_prefix_tokens=1)  # stock's own

@@ -12,11 +12,11 @@ import timm_resize
 from tests.helpers.oracle import image, redraw_, stock
 
 MODELS = {
-    "vit_tiny_patch16_224": {"depth": 1},
-    "beit_base_patch16_224": {"depth": 1},
-    "swin_tiny_patch4_window7_224": {"depths": (1, 1, 2, 1)},
-    "levit_128s": {},
-    "resmlp_12_224": {},
+    "vit_tiny_patch16_224": {"depth": 1, "embed_dim": 48},
+    "beit_base_patch16_224": {"depth": 1, "embed_dim": 48, "num_heads": 3},
+    "swin_tiny_patch4_window7_224": {"depths": (1, 1, 2, 1), "embed_dim": 24},
+    "levit_128s": {"depth": (1, 1, 1)},
+    "mixer_s32_224": {"mlp_ratio": (0.125, 0.25)},
     "hiera_tiny_224": {"stages": (1, 1, 1, 1), "embed_dim": 32},
 }
 SIZE = (192, 256)
@@ -46,7 +46,7 @@ def test_export_has_no_interpolation(name):
 
 @pytest.mark.skipif(OLD, reason="torch before 2.6 does not export these models to ONNX, at their own size either")
 @pytest.mark.parametrize(
-    "name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "levit_128s", "resmlp_12_224"]
+    "name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "levit_128s", "mixer_s32_224"]
 )
 def test_onnx(name, tmp_path):
     """onnxruntime computes the same from the exported file, in whose graph nothing is resized."""
@@ -64,15 +64,17 @@ def test_onnx(name, tmp_path):
 
 
 def test_a_size_of_multisize_exports():
-    """Each size's view is an ordinary model: it exports like one."""
-    multi = timm_resize.MultiSize(redraw_(stock("swin_tiny_patch4_window7_224", depths=(1, 1, 2, 1))))
+    """The model of each size is an ordinary one: it exports like one."""
+    multi = timm_resize.MultiSize(
+        redraw_(stock("swin_tiny_patch4_window7_224", **MODELS["swin_tiny_patch4_window7_224"]))
+    )
     for size in ((224, 224), SIZE):
         with torch.no_grad():
             program = torch.export.export(multi.at(size), (image(size),))
             torch.testing.assert_close(program.module()(image(size)), multi(image(size)), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "resmlp_12_224"])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "mixer_s32_224"])
 def test_compiled_once_per_size(name):
     """A compiled model is resized through its wrapper, compiles again once per size, and then no more."""
     torch._dynamo.reset()

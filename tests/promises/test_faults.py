@@ -10,11 +10,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import timm_resize
-from tests.helpers.oracle import assert_same_structure, redraw_, stock, tensors
+from tests.helpers.examples import EXAMPLES, example
+from tests.helpers.oracle import assert_same_structure, tensors
 from timm_resize.core.find import current_size
-from timm_resize.core.registry import families
-
-EXAMPLES = {name: kwargs for family in families() for name, kwargs in family.examples.items()}
 
 
 class OutOfMemory(TorchDispatchMode):
@@ -33,7 +31,7 @@ class OutOfMemory(TorchDispatchMode):
 
 def prepared(name):
     """A model, an optimizer with state and an EMA copy."""
-    model = redraw_(stock(name, **EXAMPLES[name]))
+    model = example(name)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for param in model.parameters():
         optimizer.state[param] = {
@@ -49,9 +47,9 @@ def faults_injected(name, faults):
     model, optimizer, ema = prepared(name)
     size = timm_resize.nearest_sizes(model, tuple(side + 64 for side in current_size(model)))[0]
     for _ in range(2):  # the first fills caches of maps, which the second finds
-        twin = copy.deepcopy(model)
+        duplicate = copy.deepcopy(model)
         with OutOfMemory() as counter:
-            timm_resize.resize_(twin, size)
+            timm_resize.resize_(duplicate, size)
     before = {k: (v, v.clone()) for part in (model, ema) for k, v in tensors(part).items()}
     whole = [copy.deepcopy(part) for part in (model, ema)]
     held = [tensors(copy_) for copy_ in whole]
@@ -64,7 +62,7 @@ def faults_injected(name, faults):
                 timm_resize.resize_(model, size, optimizer=optimizer, ema=ema)
         except torch.cuda.OutOfMemoryError:
             done += 1
-        else:  # without the operations that the twin's resize took for itself
+        else:  # without the operations that the duplicate's resize took for itself
             assert fault.count < at
             break
         for part, copy_, want in zip((model, ema), whole, held, strict=True):

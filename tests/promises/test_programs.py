@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -34,58 +36,85 @@ def test_user_modules_and_sequentials():
     )
 
 
+def at_size(model, name, size, **kwargs):
+    """Return stock's model of that size with the weights of `model`: by its own method, else by its constructor."""
+    theirs = stock(name, **kwargs)
+    if hasattr(theirs, "set_input_size"):
+        theirs.set_input_size(img_size=size)
+    else:
+        theirs = stock(name, img_size=size, **kwargs)
+    theirs.load_state_dict(model.state_dict())
+    return theirs.eval()
+
+
+SIZE = (192, 256)
+
+
 @pytest.mark.parametrize("name", SMALL)
+@torch.no_grad()
 def test_open_clip(name):
-    """open_clip's timm tower takes another size, which its own constructor cannot give this family."""
-    open_clip = pytest.importorskip("open_clip", reason="open_clip_torch is not installed")
+    """open_clip's timm tower takes another size: the embedding is the tower's around stock's trunk of the size."""
+    pytest.importorskip("open_clip", reason="open_clip_torch is not installed")
     from open_clip.timm_model import TimmModel
 
-    tower = TimmModel(name, embed_dim=16, image_size=224, pool="avg" if "swin" in name else "", proj="linear").eval()
-    alone = stock(name, num_classes=0)
-    assert open_clip is not None
-    timm_resize.resize_(tower, (192, 256))
-    with torch.no_grad():
-        assert tower(image((192, 256))).shape == (1, 16)
-    timm_resize.resize_(alone, (192, 256))
-    shapes = {k: v.shape for k, v in alone.state_dict().items() if not k.startswith(("head", "fc"))}
-    inner = tower.trunk.state_dict()
-    assert {k: inner[k].shape for k in shapes if k in inner} == {k: v for k, v in shapes.items() if k in inner}
-    assert len(set(shapes) & set(inner)) > 20
+    pool = "avg" if "swin" in name else ""
+    tower = redraw_(TimmModel(name, embed_dim=16, image_size=224, pool=pool, proj="linear").eval())
+    theirs = copy.deepcopy(tower)
+    timm_resize.resize_(tower, SIZE)
+    kwargs = {"num_classes": 0, **({"global_pool": pool} if pool else {})}
+    theirs.trunk = at_size(tower.trunk, name, SIZE, **kwargs)
+    got = tower(image(SIZE))
+    assert got.shape == (1, 16)
+    torch.testing.assert_close(got, theirs(image(SIZE)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", SMALL)
+@torch.no_grad()
 def test_transformers(name):
-    """transformers' TimmWrapper is resized, and its outputs are those of the timm model resized alone."""
+    """transformers' TimmWrapper is resized, and its outputs are those of stock's model of the size."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     config = transformers.TimmWrapperConfig(architecture=name, model_args=SMALL[name], num_labels=5)
-    model = transformers.TimmWrapperForImageClassification(config).eval()
-    alone = stock(name, num_classes=5, **SMALL[name])
-    alone.load_state_dict(model.timm_model.state_dict())
-    for each in (model, alone):
-        timm_resize.resize_(each, (192, 256))
-    with torch.no_grad():
-        torch.testing.assert_close(model(pixel_values=image((192, 256))).logits, alone(image((192, 256))))
+    model = redraw_(transformers.TimmWrapperForImageClassification(config).eval())
+    timm_resize.resize_(model, SIZE)
+    theirs = at_size(model.timm_model, name, SIZE, num_classes=5, **SMALL[name])
+    torch.testing.assert_close(model(pixel_values=image(SIZE)).logits, theirs(image(SIZE)), rtol=1e-4, atol=1e-4)
 
 
+@torch.no_grad()
 def test_transformers_backbone():
-    """TimmBackbone, which wraps features_only, gives the maps of the new size."""
+    """TimmBackbone, which wraps features_only, gives the maps of stock's features of the new size."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     config = transformers.TimmBackboneConfig(backbone="levit_128s", use_pretrained_backbone=False, out_indices=(0, 1))
-    backbone = transformers.TimmBackbone(config).eval()
-    timm_resize.resize_(backbone, (192, 256))
-    with torch.no_grad():
-        maps = backbone(pixel_values=image((192, 256))).feature_maps
+    backbone = redraw_(transformers.TimmBackbone(config).eval())
+    timm_resize.resize_(backbone, SIZE)
+    theirs = stock("levit_128s", features_only=True, out_indices=(0, 1), img_size=SIZE)
+    theirs.load_state_dict(backbone._backbone.state_dict())
+    maps = backbone(pixel_values=image(SIZE)).feature_maps
     assert [tuple(m.shape[-2:]) for m in maps] == [(12, 16), (6, 8)]
+    for ours, want in zip(maps, theirs(image(SIZE)), strict=True):
+        torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["tu-resnet18", "tu-swin_tiny_patch4_window7_224", "tu-maxvit_pico_rw_256"])
-def test_segmentation_models(name):
-    """A network on a `tu-` encoder is resized as a whole and segments images of the new size."""
+@pytest.mark.parametrize(
+    ("name", "built"),
+    [
+        ("tu-resnet18", {}),
+        ("tu-swin_tiny_patch4_window7_224", {"img_size": (256, 320), "window_size": (8, 10)}),  # as its set_input_size
+        ("tu-maxvit_pico_rw_256", {"img_size": (256, 320)}),
+    ],
+)
+@torch.no_grad()
+def test_segmentation_models(name, built):
+    """A network on a `tu-` encoder is resized as a whole: its masks are those around stock's model of the size."""
     smp = pytest.importorskip("segmentation_models_pytorch", reason="segmentation_models_pytorch is not installed")
-    model = smp.Unet(name, encoder_weights=None, classes=2).eval()
-    timm_resize.resize_(model, (256, 320))
-    with torch.no_grad():
-        assert model(image((256, 320))).shape == (1, 2, 256, 320)
+    size = (256, 320)
+    model = redraw_(smp.Unet(name, encoder_weights=None, classes=2).eval())
+    theirs = smp.Unet(name, encoder_weights=None, classes=2, **built).eval()
+    timm_resize.resize_(model, size)
+    theirs.load_state_dict(model.state_dict())
+    got = model(image(size))
+    assert got.shape == (1, 2, *size)
+    torch.testing.assert_close(got, theirs(image(size)), rtol=1e-3, atol=1e-3)
 
 
 def test_with_the_plugin_installed_the_method_is_there():

@@ -10,7 +10,6 @@ from torch import nn
 
 import timm_resize
 from tests.helpers.oracle import image
-from timm_resize.core.registry import _handlers
 from timm_resize.resample import flatten_linear
 
 
@@ -38,25 +37,22 @@ class Wrapper(nn.Module):
 
 @pytest.fixture(autouse=True)
 def _registered():
-    timm_resize.families()  # loads them
-    before = dict(_handlers)
+    with timm_resize.registry.override():
 
-    @timm_resize.register(Net, state="fc (out, 4*h*w)")
-    def plan_net(net, ctx):
-        new = (ctx.new_size[0] // 8, ctx.new_size[1] // 8)
-        if min(new) < 1:
-            ctx.invalid("is smaller than a cell of 8 pixels")
-        yield from ctx.flatten_linear(net.fc, net.grid_size, new, channels_last=net.channels_last, pool=net.pool)
-        yield from ctx.attribute(net, grid_size=new)
+        @timm_resize.register(Net, state="fc (out, 4*h*w)")
+        def plan_net(net, ctx):
+            new = (ctx.new_size[0] // 8, ctx.new_size[1] // 8)
+            if min(new) < 1:
+                ctx.invalid("is smaller than a cell of 8 pixels")
+            yield from ctx.flatten_linear(net.fc, net.grid_size, new, channels_last=net.channels_last, pool=net.pool)
+            yield from ctx.attribute(net, grid_size=new)
 
-    @timm_resize.register(Wrapper, state="fc (out, 512*h*w)")
-    def plan_wrapper(net, ctx):
-        yield from ctx.visit(net.encoder)
-        yield from ctx.flatten_linear(net.fc, (2, 2), (ctx.new_size[0] // 32, ctx.new_size[1] // 32))
+        @timm_resize.register(Wrapper, state="fc (out, 512*h*w)")
+        def plan_wrapper(net, ctx):
+            yield from ctx.visit(net.encoder)
+            yield from ctx.flatten_linear(net.fc, (2, 2), (ctx.new_size[0] // 32, ctx.new_size[1] // 32))
 
-    yield
-    _handlers.clear()
-    _handlers.update(before)
+        yield
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -22,6 +22,13 @@ import timm, timm_resize
 torch.set_num_threads(1)
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", rank=rank, world_size=2)
+
+
+def done():
+    dist.barrier()
+    print("done")
+
+
 torch.manual_seed(0)
 model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=1, embed_dim=48, num_classes=2)
 ddp = DistributedDataParallel(model, find_unused_parameters=True)
@@ -59,22 +66,15 @@ for p in model.parameters():
     mine = p.detach().clone()
     dist.broadcast(mine, 0)
     assert torch.equal(mine, p)
-dist.destroy_process_group()
-print("done")
+done()
 """
 
 
 SHARDED = """
-import sys
-import torch, torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-import timm, timm_resize
 
-torch.set_num_threads(1)
-rank = int(sys.argv[1])
-dist.init_process_group("gloo", rank=rank, world_size=2)
 mesh = init_device_mesh("cpu", (2,))
 
 
@@ -131,52 +131,56 @@ for size in ((64, 64), (96, 96), (48, 64)):
         moments, theirs = one.state[whole], two.state[part]
         assert moments["step"] == theirs["step"]
         assert torch.allclose(theirs["exp_avg"].full_tensor(), moments["exp_avg"], atol=1e-4), name
-dist.destroy_process_group()
-print("done")
+done()
 """
 
+CAN_SHARD = hasattr(torch.distributed.fsdp, "fully_shard")
 
-@pytest.mark.skipif(sys.platform == "win32", reason="gloo over the loopback")
-def test_two_processes():
+
+@pytest.fixture(scope="module")
+def printed():
+    """What each of two ranks printed in both programs, which run one after the other in the same two processes."""
+    if sys.platform == "win32":
+        pytest.skip("gloo over the loopback")
+    return both_ranks([WORKER, SHARDED] if CAN_SHARD else [WORKER])
+
+
+def test_two_processes(printed):
     """Gradients are averaged over the ranks before and after each switch, and all ranks end at the same weights."""
-    for lines in both_ranks(WORKER):
-        assert "unwrap, resize_ on every rank, wrap again" in lines[0]
+    for lines, *_ in printed:
+        assert lines[0].endswith(
+            "Call timm_resize.resize_ddp on every rank: it resizes model.module and wraps it again."
+        )
         assert lines[1].startswith("VisionTransformer: not a DistributedDataParallel. Use timm_resize.resize_")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="gloo over the loopback")
-@pytest.mark.skipif(not hasattr(torch.distributed.fsdp, "fully_shard"), reason="torch before 2.6 has no fully_shard")
-def test_two_processes_that_share_the_parameters():
+@pytest.mark.skipif(not CAN_SHARD, reason="torch before 2.6 has no fully_shard")
+def test_two_processes_that_share_the_parameters(printed):
     """A sharded model goes on, through two switches, as one that a single process trains with the whole batch."""
-    for lines in both_ranks(SHARDED):
+    for _, lines in printed:
         assert lines[0].endswith(
-            "Call timm_resize.resize_fsdp: sharded parameters keep the shapes that they were sharded with."
+            "Call timm_resize.resize_fsdp on every rank: it gathers the weights, resizes and shards them anew."
         )
         assert "is smaller than patch_size=16" in lines[1]
 
 
-def both_ranks(worker):
-    """Run a program as two ranks; returns the lines that each printed before "done"."""
+def both_ranks(programs):
+    """Run programs as two ranks; returns for each rank the lines that each program printed before "done"."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", worker, str(rank)],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = []
+    code = "".join([*programs, "dist.destroy_process_group()\n"])
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    ranks = [subprocess.Popen([sys.executable, "-c", code, str(rank)], env=env, **pipes) for rank in range(2)]
+    printed = []
     for rank in ranks:
         out, err = rank.communicate(timeout=240)
-        assert out.splitlines()[-1:] == ["done"], err
-        said.append(out.splitlines())
-    return said
+        parts = out.split("done\n")
+        assert len(parts) == len(programs) + 1, err
+        assert (rank.returncode, parts[-1]) == (0, ""), err
+        printed.append([part.splitlines() for part in parts[:-1]])
+    return printed
 
 
 def test_a_plain_model_is_refused():

@@ -65,10 +65,10 @@ def test_errors(make, text):
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "levit_128s"])
 def test_training_follows(name, caplog):
-    """Model, optimizer and EMA move together at the right epochs; loader and transform are told once per change."""
+    """Model, optimizer and EMA move together at the right epochs; loader and transform are notified once per change."""
     kwargs = {"depth": 1} if name.startswith("vit") else {}
     model = stock(name, num_classes=2, **kwargs).train()
-    optimizer, ema, told, ran = torch.optim.AdamW(model.parameters(), lr=1e-3), ModelEmaV3(model), [], []
+    optimizer, ema, calls, ran = torch.optim.AdamW(model.parameters(), lr=1e-3), ModelEmaV3(model), [], []
     schedule = SizeSchedule.steps({0: 64, 2: 96, 3: 128}, epochs=5)
     progress = ProgressiveResize(
         model,
@@ -76,12 +76,12 @@ def test_training_follows(name, caplog):
         optimizer=optimizer,
         ema=ema,
         batch_size=4,
-        on_size=lambda size, batch: told.append((size, batch)),
+        on_size=lambda size, batch: calls.append((size, batch)),
     )
     with caplog.at_level("INFO", logger="timm_resize"):
         for epoch in range(5):
             progress.start_epoch(epoch)
-            size, batch = told[-1]
+            size, batch = calls[-1]
             optimizer.zero_grad()
             output = model(image(size, batch=batch))
             output = output[0] if isinstance(output, tuple) else output
@@ -90,7 +90,7 @@ def test_training_follows(name, caplog):
             ema.update(model)
             ran.append(timm_resize.data_config(ema.module)["input_size"][1])
     assert ran == [64, 64, 96, 128, 128]
-    assert told == [((64, 64), 16), ((96, 96), 7), ((128, 128), 4)]
+    assert calls == [((64, 64), 16), ((96, 96), 7), ((128, 128), 4)]
     assert [r.message.split(",")[0] for r in caplog.records] == [
         "epoch 0: image size 64x64",
         "epoch 2: image size 96x96",

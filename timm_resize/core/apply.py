@@ -14,8 +14,8 @@ from timm_resize.core.find import SIZE_TRAITS, current_size, model_handler
 from timm_resize.core.followers import Ema, Optimizers, ema_writes, gradient_writes, optimizer_writes, several
 from timm_resize.core.input_check import GUARD
 from timm_resize.core.plan import ResizePlan
-from timm_resize.core.planner import plan_request
-from timm_resize.core.request import ResizeOptions, make_request
+from timm_resize.core.planner import plan_to
+from timm_resize.core.request import ResizeOptions
 from timm_resize.core.transaction import Transaction, Writes, resizing, write_all
 from timm_resize.core.values import model_writes
 from timm_resize.errors import ResizeError
@@ -64,7 +64,7 @@ def guard_(root: nn.Module) -> None:
     if handler is None or not handler.guarded:
         return
     try:
-        plan = plan_request(root, make_request(type(root).__name__, current_size(root), constructing=True))
+        plan = plan_to(root, current_size(root), constructing=True)
     except ResizeError:  # a configuration of the user's own that we know nothing of: as stock
         return
     guards = tuple(change for change in plan if change.name == GUARD)

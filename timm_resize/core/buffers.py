@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from timm_resize.core.copies import own, shallow_copy
 from timm_resize.core.plan import Change, Rebuild, Reinitialise, ResizePlan, shape_of
 from timm_resize.core.transaction import set_attribute
+from timm_resize.errors import UnsupportedModelError
 
 Key = tuple[Callable[..., Tensor], tuple[Hashable, ...], torch.device, torch.dtype]
 
@@ -36,8 +37,18 @@ def new_buffers(modules: dict[str, nn.Module], plan: ResizePlan) -> dict[str, Te
         else:
             out[change.key] = None
         if shape_of(out[change.key]) != change.new:
-            raise AssertionError(f"{change.key}: {shape_of(out[change.key])} instead of {change.new}")
+            raise UnsupportedModelError(_misfit(modules[change.path], change, plan, out[change.key]))
     return out
+
+
+def _misfit(module: nn.Module, change: Change, plan: ResizePlan, made: Tensor | None) -> str:
+    rule = (
+        f"its Rebuild({change.how.fn.__name__}, {change.how.args})" if isinstance(change.how, Rebuild) else "its class"
+    )
+    return (
+        f"{plan.model}: {change.key} of {type(module).__name__} is planned as {change.new}, and {rule} makes it "
+        f"{shape_of(made)}. Give ctx.buffer the shape that the rule makes, or the rule the arguments for that shape."
+    )
 
 
 def _rebuilt(module: nn.Module, change: Change, how: Rebuild, built: dict[Key, Tensor]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar, overload
 
@@ -12,12 +12,13 @@ from torch import nn
 from timm_resize.core.copies import meta_copy
 from timm_resize.core.find import Walk, walk
 from timm_resize.core.input_check import GUARD, guard_of
+from timm_resize.core.maps import Maps
 from timm_resize.core.plan import CACHE, MISSING, Change, Rebuild, Reinitialise, same_value, shape_of
-from timm_resize.core.registry import handler_for
+from timm_resize.core.registry import Handler, handler_for
 from timm_resize.core.request import Request
 from timm_resize.errors import ResizeError, UnsupportedModelError
 from timm_resize.geometry import Size, parse_size, stage_sizes, text
-from timm_resize.resample import Resample, flatten_linear, patch_kernel, pos_embed, pos_embed_map, rel_pos_table
+from timm_resize.resample import Resample, maps
 
 Changes = Generator[Change, None, Any]
 """What a handler is: it yields changes, and may return what the handler that visits it needs to know."""
@@ -51,19 +52,19 @@ class Invalid(Exception):  # noqa: N818  (a signal between handler and planner, 
     """Raised by a handler for a size that cannot work; the planner adds the nearest valid ones."""
 
 
-class Context:
+class Context(Maps):
     """Passed to every handler of one plan. Reads the model, never writes to it."""
 
     def __init__(
         self, root: nn.Module, request: Request, old_size: Size | None, new_size: Size, modules: Walk | None = None
     ) -> None:
         """Start a plan of `root`, whose image size goes from `old_size` to `new_size`; `modules` are its `walk`."""
+        super().__init__(request)
         self.root = root
-        self.request = request
         self.old_size = old_size
         self.new_size = new_size
-        self.model_args: dict[str, Any] = {}
-        self.built_args: dict[str, Any] = {}
+        self.model_args: dict[str, object] = {}
+        self.built_args: dict[str, object] = {}
         self.models: list[nn.Module] = []  # whole models inside the root, whose bookkeeping is theirs
         self.notes: list[str] = []
         self.warnings: list[str] = []
@@ -72,9 +73,7 @@ class Context:
         self._seen: set[tuple[int, str]] = set()
         self._visited: set[int] = set()
 
-    # -- what a handler yields ---------------------------------------------------------------
-
-    def attribute(self, module: nn.Module, **values: Any) -> Iterator[Change]:
+    def attribute(self, module: nn.Module, **values: object) -> Iterator[Change]:
         """Set Python attributes of `module`; those that already hold the value are left out.
 
         An empty dict empties a cache, which forward may fill between the plan and its use: never left out.
@@ -88,30 +87,61 @@ class Context:
                 yield Change(self.path(module), name, "attribute", old, new)
 
     def parameter(self, module: nn.Module, name: str, how: Resample) -> Iterator[Change]:
-        """Resample a parameter of `module` (None is left alone); nothing when the map is the identity."""
+        """Resample a parameter of `module` (None is left alone); nothing when the map is the identity.
+
+        Raises:
+            ResizeError: `module` has no such parameter, or `how` is not a map.
+            UnsupportedModelError: The parameter has another shape than the map is for.
+        """
         tensor = module._parameters.get(name)
+        if tensor is None and getattr(module, name, MISSING) is not None:
+            raise self._misuse("parameter", module, f"it has no parameter {name!r}. {_names(module._parameters)}")
+        if not isinstance(how, Resample):
+            advice = "Give a map of ctx, such as ctx.pos_embed(old, new), or a Resample."
+            raise self._misuse("parameter", module, f"how={how!r} of {name!r} is not a map. {advice}")
         if tensor is None or how.is_identity or not self._first(tensor, ""):
             return
         try:
             new = how.shape(tensor.shape)
         except ValueError as error:
             raise UnsupportedModelError(
-                f"{type(self.root).__name__}: {self.path(module)}.{name} does not have its type's shape: {error}. "
-                "Undo the change to that layer, or register a handler for its type."
+                f"{type(self.root).__name__}: {self.path(module)}.{name} does not have its type's shape: {error}. Undo "
+                f"the change to that {type(module).__name__}, or give the sizes that it is for in its handler."
             ) from None
         yield Change(self.path(module), name, "parameter", shape_of(tensor), new, how)
 
     def buffer(
         self, module: nn.Module, name: str, shape: Sequence[int] | None, how: Rebuild | Reinitialise | None = None
     ) -> Iterator[Change]:
-        """Replace a buffer of `module` by one of `shape` (None: by None). Yield only when it does change."""
-        if self._first(module, name):
-            old = shape_of(module._buffers.get(name))
-            new = None if shape is None else tuple(shape)
-            if new is not None and how is None:
-                raise AssertionError(f"{type(module).__name__}.{name}: no rule for the buffer")
-            if old is not None or new is not None:
-                yield Change(self.path(module), name, "buffer", old, new, None if new is None else how)
+        """Replace a buffer of `module` by one of `shape` (None: by None). Yield only when it does change.
+
+        Raises:
+            ResizeError: `module` has no such buffer, or a `shape` comes without a rule that can fill it.
+        """
+        if not self._first(module, name):
+            return
+        if name not in module._buffers:
+            raise self._misuse("buffer", module, f"it has no buffer {name!r}. {_names(module._buffers)}")
+        old = shape_of(module._buffers[name])
+        new = None if shape is None else tuple(shape)
+        if new is not None:
+            self._check_rule(module, name, new, how)
+        if old is not None or new is not None:
+            yield Change(self.path(module), name, "buffer", old, new, None if new is None else how)
+
+    def _check_rule(self, module: nn.Module, name: str, shape: tuple[int, ...], how: object) -> None:
+        rebuild = "Give Rebuild(function, args)"
+        if not isinstance(how, (Rebuild, Reinitialise)):
+            what = f"how={how!r} is no rule for {name!r} of shape {shape}. {rebuild} or Reinitialise()."
+        elif isinstance(how, Reinitialise) and not hasattr(module, "init_non_persistent_buffers"):
+            what = f"it has no init_non_persistent_buffers, which Reinitialise() of {name!r} calls. {rebuild}."
+        elif isinstance(how, Rebuild) and not how.like and module._buffers[name] is None:
+            what = (
+                f"{name!r} is None, without device and dtype. Give Rebuild(..., like='weight'), a tensor that it has."
+            )
+        else:
+            return
+        raise self._misuse("buffer", module, what)
 
     def guard(self, module: nn.Module, grid: Callable[[Size], Size], given: Size | None = None) -> Iterator[Change]:
         """Let `module` refuse an input that gives another grid than the new size does.
@@ -125,6 +155,33 @@ class Context:
         """
         size = self.new_size if given is None else given
         yield from self.attribute(module, **{GUARD: guard_of(type(self.root).__name__, self.new_size, size, grid)})
+
+    def flatten_linear(
+        self, linear: nn.Linear, old: Size, new: Size, *, channels_last: bool = False, pool: bool = False
+    ) -> Iterator[Change]:
+        """Resize a linear layer that reads a flattened map: (channels, h, w), or (h, w, channels) if last.
+
+        Args:
+            linear: The layer; its `in_features` is channels * h * w.
+            old: (h, w) of the map so far.
+            new: (h, w) of the map at the new size.
+            channels_last: How the map is flattened.
+            pool: Read it as through an adaptive average pool to the old grid, not as the old map resized.
+
+        Raises:
+            UnsupportedModelError: `in_features` is no multiple of the old map.
+        """
+        channels, rest = divmod(linear.in_features, old[0] * old[1])
+        if rest:
+            raise UnsupportedModelError(
+                f"{type(self.root).__name__}: {self.path(linear)} reads {linear.in_features} features, no multiple of "
+                f"a {text(old)} map. Give the map that it was made for."
+            )
+        how = maps.flatten_linear(
+            old, new, channels=channels, channels_last=channels_last, pool=pool, **self.interpolation()
+        )
+        yield from self.parameter(linear, "weight", how)
+        yield from self.attribute(linear, in_features=channels * new[0] * new[1])
 
     @overload
     def visit(self, module: nn.Module, **geometry: Any) -> Changes: ...
@@ -140,6 +197,7 @@ class Context:
 
         Raises:
             UnsupportedModelError: Its type has no handler, or one that returns something else.
+            ResizeError: A keyword that its handler does not take, or lacks.
         """
         handler = handler_for(type(module))
         if handler is None:
@@ -147,10 +205,12 @@ class Context:
                 f"{type(self.root).__name__}: {self.path(module)} is a {type(module).__name__}, which has no handler. "
                 "Write one with @timm_resize.register."
             )
-        self._visited.add(id(module))
+        if not handler.required <= geometry.keys() <= handler.keywords:
+            raise self._misuse("visit", module, _wrong_keyword(handler, geometry))
+        self.skip(module)
         if handler.is_model:
             self.models.append(module)
-        result = yield from handler.plan(module, self, **geometry)
+        result = yield from self._run(handler, module, **geometry)
         if returns is not None and not isinstance(result, returns):
             raise UnsupportedModelError(
                 f"{type(self.root).__name__}: the handler of {type(module).__name__} ({self.path(module)}) returns "
@@ -158,9 +218,28 @@ class Context:
             )
         return result
 
+    def _run(self, handler: Handler, module: nn.Module, **geometry: Any) -> Changes:
+        """Run a handler, and see that it yields changes."""
+        plan = handler.plan(module, self, **geometry)
+        while True:
+            try:
+                change = next(plan)
+            except StopIteration as stop:
+                return stop.value
+            if not isinstance(change, Change):
+                what = (
+                    f"{handler.plan.__name__} yields {change!r}, not a change. Write 'yield from' before calls of ctx."
+                )
+                raise self._misuse("visit", module, what)
+            yield change
+
+    def skip(self, *modules: nn.Module) -> None:
+        """Leave modules, and what is inside them, to the handler that calls this: their own are not called."""
+        self._visited.update(map(id, modules))
+
     def visit_rest(self) -> Changes:
         """Visit every module with a handler that no handler has visited, outermost first."""
-        found: dict[type, Any] = {}
+        found: dict[type, Handler | None] = {}
         index = 1
         while index < len(self._modules):
             path, module, end = self._modules[index]
@@ -179,11 +258,20 @@ class Context:
                 )
             yield from self.visit(module)
 
-    # -- what a handler asks -----------------------------------------------------------------
-
     def path(self, module: nn.Module) -> str:
-        """Return the module's dotted path in the root, '' for the root."""
-        return self._paths[id(module)]
+        """Return the module's dotted path in the root, '' for the root.
+
+        Raises:
+            ResizeError: The module is not in the root.
+        """
+        path = self._paths.get(id(module))
+        if path is None:
+            name = type(self.root).__name__
+            raise ResizeError(
+                f"{name}: ctx was given a {type(module).__name__} that is not in the {name}. Give modules of ctx.root, "
+                "not copies, nor what is not registered in it."
+            )
+        return path
 
     def sequence(self, owner: nn.Module, name: str) -> list[Any]:
         """Return the members of `owner.<name>`, also when a feature wrapper flattened them to `<name>_0` ….
@@ -244,7 +332,7 @@ class Context:
         value = self.option(name)
         return None if value is None else parse_size(value, name, type(self.root).__name__)
 
-    def record(self, *, built: bool = False, **model_args: Any) -> None:
+    def record(self, *, built: bool = False, **model_args: object) -> None:
         """Note constructor arguments that a stock rebuild of the resized model needs, None for 'as it was'.
 
         With `built` they are recorded for a model built at the size too, where `img_size` alone would not do.
@@ -267,78 +355,20 @@ class Context:
         """Warn that the last `rest` rows and columns of pixels play no part, if any; `why` says it in numbers."""
         rows, columns = (max(side, 0) for side in rest)
         if rows or columns:
-            self.warn(
-                f"img_size={self.new_size} drops {rows} rows and {columns} columns of pixels at the bottom and right: "
-                f"{why}."
-            )
+            pixels = f"{rows} rows and {columns} columns of pixels at the bottom and right"
+            self.warn(f"img_size={self.new_size} drops {pixels}: {why}.")
 
     def note(self, text: str) -> None:
         """Add a remark to the plan."""
         if text not in self.notes:
             self.notes.append(text)
 
-    # -- maps with the caller's options ------------------------------------------------------
+    def _misuse(self, call: str, module: nn.Module, what: str) -> ResizeError:
+        """Return the error of a handler that calls `ctx` wrongly."""
+        where = f"a {type(module).__name__} ({self.path(module) or 'the model'})"
+        return ResizeError(f"{type(self.root).__name__}: ctx.{call} of {where}: {what}")
 
-    def pos_embed(self, old: Size, new: Size, prefix: int = 0, dim: int = 1, **default: Any) -> Resample:
-        """Map a flat position embedding; `default` (mode, antialias, align_corners) holds where nothing was asked."""
-        return pos_embed(old, new, prefix=prefix, dim=dim, **self.interpolation(**default))
-
-    def pos_embed_map(self, old: Size, new: Size, dim: int, **default: Any) -> Resample:
-        """Map a position embedding kept as a map (NHWC: dim=1, NCHW: dim=2)."""
-        return pos_embed_map(old, new, dim=dim, **self.interpolation(**default))
-
-    def rel_pos_table(self, old: Size, new: Size, suffix: int = 0, dim: int = 0, flat: bool = True) -> Resample:
-        """Map a relative position bias table between windows."""
-        return rel_pos_table(
-            old,
-            new,
-            dim=dim,
-            flat=flat,
-            suffix=suffix,
-            mode=self.request.table_mode,
-            antialias=self.request.antialias is not False,
-        )
-
-    def patch_kernel(self, old: Size, new: Size, **default: Any) -> Resample:
-        """Map a patch projection to another patch size."""
-        return patch_kernel(old, new, **self.interpolation(**default))
-
-    def flatten_linear(
-        self, linear: nn.Linear, old: Size, new: Size, *, channels_last: bool = False, pool: bool = False
-    ) -> Iterator[Change]:
-        """Resize a linear layer that reads a flattened map: (channels, h, w), or (h, w, channels) if last.
-
-        Args:
-            linear: The layer; its `in_features` is channels * h * w.
-            old: (h, w) of the map so far.
-            new: (h, w) of the map at the new size.
-            channels_last: How the map is flattened.
-            pool: Read it as through an adaptive average pool to the old grid, not as the old map resized.
-
-        Raises:
-            UnsupportedModelError: `in_features` is no multiple of the old map.
-        """
-        channels, rest = divmod(linear.in_features, old[0] * old[1])
-        if rest:
-            raise UnsupportedModelError(
-                f"{type(self.root).__name__}: {self.path(linear)} reads {linear.in_features} features, no multiple of "
-                f"a {text(old)} map. Give the map that it was made for."
-            )
-        how = flatten_linear(
-            old, new, channels=channels, channels_last=channels_last, pool=pool, **self.interpolation()
-        )
-        yield from self.parameter(linear, "weight", how)
-        yield from self.attribute(linear, in_features=channels * new[0] * new[1])
-
-    def interpolation(self, **default: Any) -> dict[str, Any]:
-        """Return mode and antialias as requested, else as `default` has them, else timm's bicubic antialias."""
-        asked = {"mode": self.request.mode, "antialias": self.request.antialias}
-        asked = {k: v for k, v in asked.items() if v is not None}
-        if "mode" in asked:
-            default = {k: v for k, v in default.items() if k != "align_corners"}
-        return {"mode": "bicubic", "antialias": True, **default, **asked}
-
-    def _first(self, thing: Any, name: str) -> bool:
+    def _first(self, thing: object, name: str) -> bool:
         """Whether (thing, name) was not changed before in this plan: shared modules and tied parameters."""
         key = (id(thing), name)
         if key in self._seen:
@@ -347,11 +377,23 @@ class Context:
         return True
 
 
-def check_options(root: nn.Module, options: dict[str, Any], known: Sequence[str]) -> None:
+def _names(tensors: Mapping[str, object]) -> str:
+    return f"Use one of {', '.join(tensors)}." if tensors else "It has none."
+
+
+def _wrong_keyword(handler: Handler, geometry: Mapping[str, object]) -> str:
+    """Say which keyword of `ctx.visit` is not the handler's, or which is missing, and what to write."""
+    name, takes = handler.plan.__name__, [f"{word}=..." for word in sorted(handler.keywords)]
+    call = f"Write ctx.visit({', '.join(['module', *takes])})."
+    for word in geometry:
+        if word not in handler.keywords:
+            return f"its handler {name} does not take {word}=. {call}"
+    return f"its handler {name} needs {min(handler.required - geometry.keys())}=, which was not given. {call}"
+
+
+def check_options(root: nn.Module, options: Mapping[str, object], known: Sequence[str]) -> None:
     """Raise ResizeError for an option the family does not have, naming those it has."""
     for name in options:
         if name not in known:
-            have = ", ".join(["img_size", *sorted(known)])
-            raise ResizeError(
-                f"{type(root).__name__}: {name}={options[name]!r} is not an option of this model. Use {have}."
-            )
+            what = f"{name}={options[name]!r} is not an option of this model"
+            raise ResizeError(f"{type(root).__name__}: {what}. Use {', '.join(['img_size', *sorted(known)])}.")

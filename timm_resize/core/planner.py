@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from torch import nn
 from typing_extensions import Unpack
@@ -20,9 +19,11 @@ from timm_resize.errors import InvalidSizeError, ResizeError, UnsupportedModelEr
 from timm_resize.geometry import Size, SizeLike, short
 
 
-def plan_to(root: nn.Module, img_size: SizeLike | None = None, **options: Unpack[ResizeOptions]) -> ResizePlan:
+def plan_to(
+    root: nn.Module, img_size: SizeLike | None = None, *, constructing: bool = False, **options: Unpack[ResizeOptions]
+) -> ResizePlan:
     """Plan a resize of a model that `find_model` returned."""
-    return plan_request(root, make_request(type(root).__name__, img_size, **options))
+    return plan_request(root, make_request(type(root).__name__, img_size, constructing=constructing, **options))
 
 
 def plan_request(root: nn.Module, request: Request) -> ResizePlan:
@@ -65,14 +66,16 @@ def _changes(ctx: Context, handler: Handler | None) -> Iterator[Change]:
         asked["patch_size"] = ctx.request.patch_size
     check_options(ctx.root, asked, handler.options if handler else ("window_size", "patch_size"))
     if handler is not None:
-        yield from handler.plan(ctx.root, ctx)
+        yield from ctx._run(handler, ctx.root)
     yield from ctx.visit_rest()
 
 
-def shapes_at(root: nn.Module, **options: Any) -> dict[str, tuple[int, ...] | None] | None:
+def shapes_at(
+    root: nn.Module, img_size: SizeLike | None = None, **options: Unpack[ResizeOptions]
+) -> dict[str, tuple[int, ...] | None] | None:
     """Return the shapes of the tensors that change when `root` is constructed so, by name; None where it cannot be."""
     try:
-        request = make_request(type(root).__name__, constructing=True, **options)
+        request = make_request(type(root).__name__, img_size, constructing=True, **options)
         size = request.img_size or current_size(root)
         assert size is not None
         ctx = Context(root, request, current_size(root), size)

@@ -1,4 +1,4 @@
-"""Class → handler, by MRO. Families load on first use; other packages add theirs by entry point."""
+"""Class → handler, by MRO. Handlers load on first use; other packages add theirs by entry point."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ import importlib
 import inspect
 import pkgutil
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import nn
 
+from timm_resize.core.plan import Change
 from timm_resize.errors import ResizeError
 
-ENTRY_POINT_GROUP = "timm_resize.handlers"
+PACKAGE = "timm_resize.handlers"
+"""Package whose modules register our own handlers, and group of the entry points that name those of others."""
 
-
-PlanFunction = Callable[..., Generator[Any, None, Any]]
-
-
-F = TypeVar("F", bound=PlanFunction)
+Plan = Callable[..., Generator[Change, None, object]]
+P = TypeVar("P", bound=Plan)
+Examples = Mapping[str, Mapping[str, object]]
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,13 @@ class Handler:
     """
 
     cls: type[nn.Module]
-    plan: PlanFunction
+    plan: Plan
     state: str = ""
     method: str = ""
     sizes: str = ""
     options: tuple[str, ...] = ()
     guarded: bool = False
-    examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
+    examples: Examples = field(default_factory=dict, hash=False)
 
     @property
     def is_model(self) -> bool:
@@ -56,10 +57,23 @@ class Handler:
         return is_model_class(self.cls)
 
     @functools.cached_property
+    def keywords(self) -> frozenset[str]:
+        """The geometry that the handler takes: its keyword-only arguments."""
+        return frozenset(p.name for p in _parameters(self.plan) if p.kind is p.KEYWORD_ONLY)
+
+    @functools.cached_property
+    def required(self) -> frozenset[str]:
+        """Those of its keywords that have no default: only another handler can give them."""
+        return frozenset(p.name for p in _parameters(self.plan) if p.name in self.keywords and p.default is p.empty)
+
+    @functools.cached_property
     def needs_geometry(self) -> str:
         """The first keyword that only another handler can give, '' when it can be called for a module on its own."""
-        parameters = inspect.signature(self.plan).parameters.values()
-        return next((p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty), "")
+        return next((p.name for p in _parameters(self.plan) if p.name in self.required), "")
+
+
+def _parameters(plan: Plan) -> list[inspect.Parameter]:
+    return list(inspect.signature(plan).parameters.values())
 
 
 def _is_model_class(cls: type) -> bool:
@@ -73,80 +87,196 @@ def _is_model_class(cls: type) -> bool:
 is_model_class: Callable[[type], bool] = functools.cache(_is_model_class)
 
 
-_handlers: dict[type, Handler] = {}
+class Registry:
+    """The handlers of one process, by module class. Any thread may read and write it."""
 
+    def __init__(self) -> None:
+        self._handlers: Mapping[type, Handler] = {}  # replaced at each write, so readers need no lock
+        self._writing = threading.Lock()
+        # Two locks, as whoever registers may hold the import lock of a module that an entry point names.
+        self._own, self._others = _Once(_import_own), _Once(self._import_others)
 
-_loaded = False
+    def register(
+        self,
+        *classes: type[nn.Module],
+        state: str = "",
+        method: str = "",
+        sizes: str = "any",
+        options: tuple[str, ...] = (),
+        guarded: bool = False,
+        examples: Examples | None = None,
+    ) -> Callable[[P], P]:
+        """Register a handler for one or more module classes, layers or whole models.
 
+        The handler is a generator `def plan(module, ctx, *, ...)` that yields what `ctx` gives it
+        (`ctx.attribute`, `ctx.parameter`, `ctx.buffer`, `ctx.visit`) and writes nothing. Keyword-only
+        arguments are geometry that the calling handler passes through `ctx.visit(module, ...)`; give
+        them defaults if the layer should also be found on its own.
 
-_lock = threading.RLock()
+        Args:
+            classes: Module classes; a subclass without its own handler inherits.
+            state: What depends on the size.
+            method: How it is carried over.
+            sizes: Which sizes are valid.
+            options: Keywords that `set_input_size` takes beyond `img_size`.
+            guarded: Whether the handler yields `ctx.guard`.
+            examples: Small registered models of this class and keywords that shrink them, for tests and docs. A
+                whole model with `state` must give them; {} for one that `timm.create_model` does not build.
 
-
-def register(
-    *classes: type[nn.Module],
-    state: str = "",
-    method: str = "",
-    sizes: str = "any",
-    options: tuple[str, ...] = (),
-    guarded: bool = False,
-    examples: Mapping[str, Mapping[str, Any]] | None = None,
-) -> Callable[[F], F]:
-    """Register a handler for one or more module classes, layers or whole models.
-
-    The handler is a generator `def plan(module, ctx, *, ...)` that yields what `ctx` gives it
-    (`ctx.attribute`, `ctx.parameter`, `ctx.buffer`, `ctx.visit`) and writes nothing. Keyword-only
-    arguments are geometry that the calling handler passes through `ctx.visit(module, ...)`; give
-    them defaults if the layer should also be found on its own.
-
-    Args:
-        classes: Module classes; a subclass without its own handler inherits.
-        state: What depends on the size.
-        method: How it is carried over.
-        sizes: Which sizes are valid.
-        options: Keywords that `set_input_size` takes beyond `img_size`.
-        guarded: Whether the handler yields `ctx.guard`.
-        examples: Small registered models of this class and keywords that shrink them, for tests and docs.
-
-    Raises:
-        ResizeError: Not a module class, or a signature that `ctx.visit` cannot call.
-    """
-
-    def wrap(plan: F) -> F:
+        Raises:
+            ResizeError: Not a module class, one that has a handler already, a whole model with `state` but without
+                `examples`, or a signature that `ctx.visit` cannot call.
+        """
         if not classes:
             raise ResizeError("register: no class given. Use @register(MyLayer).")
-        _check_signature(plan)
         for cls in classes:
             if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
                 raise ResizeError(f"register: {cls!r} is not a torch.nn.Module class. Use @register(MyLayer).")
-            with _lock:
-                _handlers[cls] = Handler(cls, plan, state, method, sizes, tuple(options), guarded, dict(examples or {}))
-        return plan
+            if state and examples is None and is_model_class(cls):
+                raise ResizeError(
+                    f"register({cls.__name__}): examples is missing, and the whole model has state={state!r}. Use "
+                    "examples={'registered_name': {'depth': 1}}, or {} where timm.create_model does not build it."
+                )
+        if isinstance(options, str):
+            raise ResizeError(f"register({cls.__name__}): options={options!r} is a string. Use options=({options!r},).")
 
-    return wrap
+        def wrap(plan: P) -> P:
+            _check_signature(classes, plan)
+            if not plan.__module__.startswith(f"{PACKAGE}."):
+                self._own()  # or a class that we have a handler for would be taken now, and be a double later
+            rest = (state, method, sizes, tuple(options), guarded, dict(examples or {}))
+            with self._writing:
+                for cls in classes:
+                    if cls in self._handlers:
+                        raise ResizeError(_double(cls, plan, self._handlers[cls].plan))
+                self._handlers = {**self._handlers, **{cls: Handler(cls, plan, *rest) for cls in classes}}
+            return plan
+
+        return wrap
+
+    def unregister(self, cls: type[nn.Module]) -> None:
+        """Forget the handler of a class; its modules follow that of a base class then, if one has any.
+
+        Raises:
+            ResizeError: The class has no handler of its own.
+        """
+        self._own()
+        with self._writing:
+            if cls not in self._handlers:
+                base = next((c for c in getattr(cls, "__mro__", ()) if c in self._handlers), None)
+                advice = f"Use unregister({base.__name__}), whose handler it inherits." if base else "Leave it out."
+                name = getattr(cls, "__name__", repr(cls))
+                raise ResizeError(f"unregister({name}): the class has no handler of its own. {advice}")
+            self._handlers = {c: h for c, h in self._handlers.items() if c is not cls}
+
+    @contextmanager
+    def override(self, *classes: type[nn.Module]) -> Iterator[None]:
+        """Let a test register handlers: at the end of the `with` block the registry is as it was before.
+
+        Inside it `classes` have no handler of their own, so they may be registered anew. All threads see it.
+
+        Example:
+            >>> import timm_resize
+            >>> from timm.models.levit import Levit
+            >>> with timm_resize.registry.override(Levit):
+            ...     Levit in [handler.cls for handler in timm_resize.families()]
+            False
+            >>> Levit in [handler.cls for handler in timm_resize.families()]
+            True
+        """
+        self.load()
+        with self._writing:
+            before = self._handlers
+            self._handlers = {c: h for c, h in before.items() if c not in classes}
+        try:
+            yield
+        finally:
+            with self._writing:
+                self._handlers = before
+
+    def handler_for(self, cls: type) -> Handler | None:
+        """Return the handler of the nearest class in the MRO, None when there is none."""
+        self.load()
+        known = self._handlers
+        return next((known[c] for c in cls.__mro__ if c in known), None)
+
+    def handlers(self) -> list[Handler]:
+        """Return every registered handler, sorted by class name."""
+        self.load()
+        return sorted(self._handlers.values(), key=lambda h: h.cls.__name__)
+
+    def load(self) -> None:
+        """Import every module of `timm_resize.handlers` and every entry point, once.
+
+        Raises:
+            ResizeError: An entry point cannot be loaded, each time until it can: without its handlers a layer of
+                that package would silently keep its old size.
+        """
+        self._own()
+        self._others()
+
+    def _import_others(self) -> None:
+        for entry in entry_points(group=PACKAGE):
+            before = self._handlers
+            try:
+                entry.load()
+            except Exception as error:  # code of another package raises what it likes
+                with self._writing:  # what it did register must not be a double at the next attempt
+                    self._handlers = before
+                origin = f" of {entry.dist.name} {entry.dist.version}" if entry.dist else ""
+                raise ResizeError(
+                    f"entry point {entry.name} = {entry.value}{origin} in the group {PACKAGE} cannot be loaded: "
+                    f"{type(error).__name__}: {error}. Repair or uninstall that package."
+                ) from error
 
 
-def _check_signature(plan: PlanFunction) -> None:
-    name = getattr(plan, "__name__", repr(plan))
+class _Once:
+    """Calls a function until it has succeeded once; threads wait for the one that is at it."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.function, self.done, self.lock = function, False, threading.RLock()
+
+    def __call__(self) -> None:
+        if not self.done:
+            with self.lock:
+                if not self.done:
+                    self.function()
+                    self.done = True
+
+
+def _import_own() -> None:
+    package = importlib.import_module(PACKAGE)
+    for info in pkgutil.walk_packages(package.__path__, f"{PACKAGE}."):
+        importlib.import_module(info.name)
+
+
+def _check_signature(classes: tuple[type, ...], plan: Plan) -> None:
+    owner, name = f"register({classes[0].__name__})", getattr(plan, "__name__", repr(plan))
     if not inspect.isgeneratorfunction(plan):
-        raise ResizeError(f"register: {name} is not a generator function. Yield the changes (yield from ctx...).")
-    parameters = list(inspect.signature(plan).parameters.values())
+        raise ResizeError(f"{owner}: {name} is not a generator function. Yield the changes (yield from ctx...).")
+    parameters = _parameters(plan)
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if len(positional) != 2 or any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
         raise ResizeError(
-            f"register: {name}{inspect.signature(plan)} cannot be called. Use def {name}(module, ctx, *, ...)."
+            f"{owner}: {name}{inspect.signature(plan)} cannot be called. Use def {name}(module, ctx, *, ...)."
         )
 
 
-def handler_for(cls: type) -> Handler | None:
-    """Return the handler of the nearest class in the MRO, None when there is none."""
-    load_families()
-    return next((_handlers[c] for c in cls.__mro__ if c in _handlers), None)
+def _double(cls: type, plan: Plan, first: Plan) -> str:
+    return (
+        f"register({cls.__name__}): {plan.__name__} would be its second handler, after {first.__module__}."
+        f"{first.__name__}. Call timm_resize.unregister({cls.__name__}) first, or register inside "
+        f"'with timm_resize.registry.override({cls.__name__})', which undoes it."
+    )
 
 
-def handlers() -> list[Handler]:
-    """Return every registered handler, sorted by class name."""
-    load_families()
-    return sorted(_handlers.values(), key=lambda h: h.cls.__name__)
+registry = Registry()
+"""The registry that every plan reads."""
+
+register = registry.register
+unregister = registry.unregister
+handler_for = registry.handler_for
+handlers = registry.handlers
 
 
 def families() -> tuple[Handler, ...]:
@@ -157,20 +287,4 @@ def families() -> tuple[Handler, ...]:
         >>> next(f.state for f in timm_resize.families() if f.cls.__name__ == "VisionTransformer")
         'pos_embed (1, prefix + h*w, dim)'
     """
-    return tuple(h for h in handlers() if h.is_model)
-
-
-def load_families() -> None:
-    """Import every module of `timm_resize.handlers` and every entry point, once."""
-    global _loaded
-    if _loaded:
-        return
-    with _lock:
-        if _loaded:
-            return
-        package = importlib.import_module("timm_resize.handlers")
-        for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            importlib.import_module(info.name)
-        for entry in entry_points(group=ENTRY_POINT_GROUP):
-            entry.load()
-        _loaded = True
+    return tuple(h for h in registry.handlers() if h.is_model)

@@ -69,12 +69,12 @@ class Request:
     copies: dict[int, tuple[nn.Module, nn.Module]] = field(default_factory=dict, compare=False, repr=False)
 
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "timm": {"interpolation": "bicubic", "antialias": True},
-    "deit": {"interpolation": "bicubic", "antialias": False},
-    "big_vision": {"interpolation": "bilinear", "antialias": False},
+PRESETS: dict[str, tuple[str, bool]] = {
+    "timm": ("bicubic", True),
+    "deit": ("bicubic", False),
+    "big_vision": ("bilinear", False),
 }
-"""What upstream code uses: timm's own; DeiT, transformers, mmpretrain; big_vision and the .npz loaders."""
+"""Interpolation and antialias of timm itself; of DeiT, transformers, mmpretrain; of big_vision and the .npz loaders."""
 
 
 POLICIES = ("timm", "keep", "scale")
@@ -112,15 +112,13 @@ def make_request(
                 value=value,
                 nearest=near.split(", "),
             )
-    chosen = dict(PRESETS[preset]) if preset else {}
-    if interpolation not in (None, "geometric"):
-        chosen["interpolation"] = interpolation
+    mode, smooth = PRESETS[preset] if preset else (None, None)
     return Request(
         img_size=None if img_size is None else parse_size(img_size, "img_size", owner),
         patch_size=None if patch_size is None else parse_size(patch_size, "patch_size", owner),
         window_policy=window_policy,
-        mode=chosen.get("interpolation"),
-        antialias=chosen.get("antialias") if antialias is None else bool(antialias),
+        mode=mode if interpolation in (None, "geometric") else interpolation,
+        antialias=smooth if antialias is None else bool(antialias),
         table_mode=interpolation or "geometric",
         constructing=constructing,
         options={k: v for k, v in options.items() if v is not None},

@@ -9,7 +9,6 @@ from timm_resize.core.context import Changes, Context
 from timm_resize.core.registry import register
 from timm_resize.geometry import Size
 from timm_resize.handlers.layers.patch_embed import plan_grids
-from timm_resize.resample import token_matrix, token_reader, token_writer
 
 _STATE = "weights and biases over h*w tokens"
 
@@ -40,9 +39,9 @@ def plan_mlp_mixer(model: MlpMixer, ctx: Context) -> Changes:
 def plan_mixer_block(block: MixerBlock, ctx: Context, *, old: Size, new: Size) -> Changes:
     """Resample the token MLP: `fc1` reads the grid, `fc2` writes it; the hidden units stay, gated or not."""
     fc1, fc2 = block.mlp_tokens.fc1, block.mlp_tokens.fc2
-    yield from ctx.parameter(fc1, "weight", token_reader(old, new, **ctx.interpolation()))
+    yield from ctx.parameter(fc1, "weight", ctx.token_reader(old, new))
     yield from ctx.attribute(fc1, in_features=new[0] * new[1])
-    yield from ctx.parameter(fc2, "weight", token_writer(old, new, **ctx.interpolation()))
+    yield from ctx.parameter(fc2, "weight", ctx.token_writer(old, new))
     yield from _written(fc2, ctx, old, new)
 
 
@@ -65,12 +64,12 @@ def plan_spatial_gating_unit(unit: SpatialGatingUnit, ctx: Context, *, old: Size
 
 
 def _token_to_token(linear: nn.Linear, ctx: Context, old: Size, new: Size) -> Changes:
-    yield from ctx.parameter(linear, "weight", token_matrix(old, new, **ctx.interpolation()))
+    yield from ctx.parameter(linear, "weight", ctx.token_matrix(old, new))
     yield from ctx.attribute(linear, in_features=new[0] * new[1])
     yield from _written(linear, ctx, old, new)
 
 
 def _written(linear: nn.Linear, ctx: Context, old: Size, new: Size) -> Changes:
     """Resample the bias of a layer whose outputs are the tokens."""
-    yield from ctx.parameter(linear, "bias", token_writer(old, new, **ctx.interpolation()))
+    yield from ctx.parameter(linear, "bias", ctx.token_writer(old, new))
     yield from ctx.attribute(linear, out_features=new[0] * new[1])

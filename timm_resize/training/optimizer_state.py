@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from timm_resize.core.apply import apply_plan
 from timm_resize.core.copies import planning_copy
 from timm_resize.core.find import current_size, find_model
-from timm_resize.core.followers import OptimizerLike, mapped_state, misshapen
+from timm_resize.core.followers import OptimizerLike, ParamState, mapped_state, misshapen
 from timm_resize.core.planner import plan_to
 from timm_resize.errors import CheckpointError
 from timm_resize.geometry import SizeLike, parse_size
@@ -72,7 +73,9 @@ def resize_optimizer_state_dict(
     return out
 
 
-def _shapes(states: dict[int, Any], keys: dict[int, str], shapes: dict[str, Any]) -> dict[str, Tensor] | None:
+def _shapes(
+    states: dict[int, ParamState], keys: dict[int, str], shapes: dict[str, torch.Size]
+) -> dict[str, Tensor] | None:
     """Return a stand-in for the weights: per parameter a state tensor of its shape; None where some have no such."""
     out = {}
     for index, state in states.items():
@@ -86,7 +89,9 @@ def _shapes(states: dict[int, Any], keys: dict[int, str], shapes: dict[str, Any]
     return out
 
 
-def _maps(root: nn.Module, like: dict[str, Tensor] | None, source: Any) -> tuple[dict[str, Resample], dict[str, Any]]:
+def _maps(
+    root: nn.Module, like: dict[str, Tensor] | None, source: SizeLike | None
+) -> tuple[dict[str, Resample], dict[str, torch.Size]]:
     """Return the maps from the source's size to the model's, and the source's shapes, by parameter name."""
     name = type(root).__name__
     found = None if like is None else source_geometry(like, root)

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from timm_resize.core.apply import apply_plan
 from timm_resize.core.copies import planning_copy
-from timm_resize.core.planner import plan_request, shapes_at
-from timm_resize.core.request import make_request
+from timm_resize.core.planner import plan_to, shapes_at
 from timm_resize.errors import CheckpointError
 from timm_resize.geometry import Size
 from timm_resize.weights.source import SQUARES, candidates, classifier_prefixes, shape_mismatch
@@ -145,7 +144,7 @@ def _renamed(
     for options in candidates(state_dict, root, recorded=recorded):
         try:
             at_source = planning_copy(root)
-            apply_plan(at_source, plan_request(at_source, make_request(type(root).__name__, **options)))
+            apply_plan(at_source, plan_to(at_source, **options))
             out = rename(dict(state_dict), at_source)
         except Exception:  # a size that cannot be; names that the filter does not know: each raises what it likes
             continue

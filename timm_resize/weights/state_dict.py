@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from timm_resize.core.apply import apply_plan
 from timm_resize.core.copies import planning_copy
 from timm_resize.core.find import current_size, find_model
 from timm_resize.core.plan import ResizePlan
-from timm_resize.core.planner import plan_request, shapes_at
-from timm_resize.core.request import make_request
+from timm_resize.core.planner import plan_to, shapes_at
+from timm_resize.core.request import ResizeOptions
 from timm_resize.errors import CheckpointError
 from timm_resize.geometry import Size, SizeLike, parse_size
 from timm_resize.resample import Resample
@@ -30,7 +31,7 @@ from timm_resize.weights.source import (
 
 
 def resize_state_dict(
-    state_dict: dict[str, Tensor], model: nn.Module, *, source: SizeLike | None = None, **options: Any
+    state_dict: dict[str, Tensor], model: nn.Module, *, source: SizeLike | None = None, **options: Unpack[ResizeOptions]
 ) -> dict[str, Tensor]:
     """Fit a checkpoint saved at one image size to a model at another.
 
@@ -67,7 +68,7 @@ def fitted(
     source: SizeLike | None = None,
     recorded: Size | None = None,
     keyword: str = "source",
-    **options: Any,
+    **options: Unpack[ResizeOptions],
 ) -> tuple[dict[str, Any], ResizePlan | None]:
     """Fit tensors to a model; return them and the plan that they went through, None when they fit as they are.
 
@@ -106,13 +107,13 @@ def fitted(
         return dict(tensors), None
     misfit = None
     for constructing in (True, False):  # with the constructor's windows, or with windows scaled like the image
-        at_source = planning_copy(root)
-        apply_plan(at_source, plan_request(at_source, make_request(name, **found, constructing=constructing)))
-        if misfit := shape_mismatch({k: tuple(v.shape) for k, v in at_source.state_dict().items()}, tensors, skipped):
+        there = planning_copy(root)
+        apply_plan(there, plan_to(there, **found, constructing=constructing))
+        if misfit := shape_mismatch({k: tuple(v.shape) for k, v in there.state_dict().items()}, tensors, skipped):
             continue
         if "patch_size" in found:
             options = {"patch_size": patch_size(root), **options}
-        plan = plan_request(at_source, make_request(name, target, constructing=constructing, **options))
+        plan = plan_to(there, target, constructing=constructing, **options)
         check_finite(tensors, plan)
         maps = {c.key: c.how for c in plan if isinstance(c.how, Resample)}
         out = {k: maps[k](v) if k in maps else v for k, v in tensors.items()}

@@ -19,7 +19,7 @@ from timm_resize.core.plan import ResizePlan
 from timm_resize.core.request import Request
 from timm_resize.handlers.layers.rel_pos import offset_lookup
 
-KINDS = {
+LAYERS = {
     "bias": lambda window, **kw: RelPosBias(window, num_heads=3, **kw),
     "bias with class token": lambda window, **kw: RelPosBias(window, num_heads=3, prefix_tokens=1, **kw),
     "tf": lambda window, **kw: RelPosBiasTf(window, num_heads=3, **kw),
@@ -42,20 +42,20 @@ def resized(layer: nn.Module, window: tuple[int, int], **request) -> nn.Module:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LAYERS)
 def test_structure_equals_a_fresh_layer(kind, dtype):
     """Shapes, attributes and every bit of the buffers are those of stock's constructor, in each dtype."""
     for old, new in WINDOWS:
-        assert_same_structure(resized(KINDS[kind](old, dtype=dtype), new), KINDS[kind](new, dtype=dtype))
-        cast = resized(KINDS[kind](old).to(dtype), new)
-        assert_same_structure(cast, KINDS[kind](new).to(dtype))
+        assert_same_structure(resized(LAYERS[kind](old, dtype=dtype), new), LAYERS[kind](new, dtype=dtype))
+        cast = resized(LAYERS[kind](old).to(dtype), new)
+        assert_same_structure(cast, LAYERS[kind](new).to(dtype))
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS if "mlp" not in k])
+@pytest.mark.parametrize("kind", [k for k in LAYERS if "mlp" not in k])
 def test_tables_equal_stock_set_window_size(kind):
     """Tables have stock's values to 1e-5, over larger, smaller and non-square windows."""
     for old, new in WINDOWS:
-        theirs = redraw_(KINDS[kind](old))
+        theirs = redraw_(LAYERS[kind](old))
         ours = resized(theirs, new)
         theirs.set_window_size(new)
         assert ours.get_bias().shape == theirs.get_bias().shape
@@ -64,7 +64,7 @@ def test_tables_equal_stock_set_window_size(kind):
 
 def test_class_token_rows_are_copied():
     """The last three rows (class to tokens, tokens to class, class to class) keep every bit."""
-    layer = redraw_(KINDS["bias with class token"]((7, 7)))
+    layer = redraw_(LAYERS["bias with class token"]((7, 7)))
     table = resized(layer, (9, 4)).relative_position_bias_table
     assert table.shape == (17 * 7 + 3, 3)
     assert torch.equal(table[-3:], layer.relative_position_bias_table[-3:])
@@ -73,7 +73,7 @@ def test_class_token_rows_are_copied():
 @pytest.mark.parametrize("kind", ["bias", "tf"])
 def test_table_interpolation_can_be_asked_for(kind):
     """With interpolation='bicubic' a table is torch's antialiased bicubic image of the old one, row for row."""
-    layer = redraw_(KINDS[kind]((7, 7)))
+    layer = redraw_(LAYERS[kind]((7, 7)))
     ours = resized(layer, (10, 8), table_mode="bicubic").relative_position_bias_table
     old = layer.relative_position_bias_table.detach()
     as_image = old.T.reshape(1, 3, 13, 13) if kind == "bias" else old[None]
@@ -91,17 +91,17 @@ def test_offset_lookup_by_hand():
 @pytest.mark.parametrize("window", [(1, 1), (1, 4), (4, 1)])
 def test_normalised_coordinates_refuse_a_side_of_one(window):
     """Stock's 'swin' coordinates are 0 / 0 there, so its bias is NaN: refused. The other modes run."""
-    assert KINDS["mlp swin"](window).get_bias().isnan().any()
+    assert LAYERS["mlp swin"](window).get_bias().isnan().any()
     with pytest.raises(Invalid, match=r"window, whose coordinates divide by zero at a side of 1"):
-        resized(KINDS["mlp swin"]((4, 4)), window)
+        resized(LAYERS["mlp swin"]((4, 4)), window)
     for kind in ("mlp", "mlp swin pretrained"):
-        assert resized(KINDS[kind]((4, 4)), window).get_bias().isfinite().all()
+        assert resized(LAYERS[kind]((4, 4)), window).get_bias().isfinite().all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LAYERS)
 def test_same_window_is_empty(kind):
     """A layer that has the window already gets no change."""
-    root = nn.ModuleDict({"layer": KINDS[kind]((6, 5))})
+    root = nn.ModuleDict({"layer": LAYERS[kind]((6, 5))})
     ctx = Context(root, Request(), None, (6, 5))
     assert list(ctx.visit(root["layer"], window=(6, 5))) == []
 

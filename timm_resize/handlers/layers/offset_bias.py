@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from timm_resize.core.context import Changes, Context, Rebuild
 from timm_resize.geometry import Size, ceil_div
-from timm_resize.resample import offset_table
 
 
 def resize_offset_bias(attention: nn.Module, ctx: Context, old: Size, new: Size, *, step: int = 1) -> Changes:
@@ -22,7 +21,7 @@ def resize_offset_bias(attention: nn.Module, ctx: Context, old: Size, new: Size,
     """
     if old == new:
         return
-    yield from ctx.parameter(attention, "attention_biases", offset_table(old, new, **ctx.interpolation()))
+    yield from ctx.parameter(attention, "attention_biases", ctx.offset_table(old, new))
     queries, keys = ceil_div(new, step), new[0] * new[1]
     rule = Rebuild(offset_index, (new, step))
     yield from ctx.buffer(attention, "attention_bias_idxs", (queries[0] * queries[1], keys), rule)

@@ -13,19 +13,20 @@ from safetensors.torch import save_file
 from timm.utils import ModelEmaV3
 
 import timm_resize
+from tests.helpers.examples import EXAMPLES, HEAVY, example
 from tests.helpers.oracle import redraw_, stock, tensors
 from timm_resize.core.find import current_size
 from timm_resize.core.registry import families
 from timm_resize.hub.save import plain_tensors
 
-EXAMPLES = {
-    min(family.examples): family.examples[min(family.examples)]
+NAMES = [
+    min(family.examples, key=lambda name: (name in HEAVY, name))
     for family in families()
     if family.state and family.examples
-} | {"flexivit_small": {"depth": 1}}
+] + ["flexivit_small"]
 """One model of each family with state, and one whose checkpoint stock's filter reads with options of its own."""
 
-DOORS = (
+WAYS = (
     "local-dir",
     "file",
     "pickle",
@@ -63,60 +64,60 @@ def as_built(name):
     return {"interpolation": "bilinear", "antialias": False} if "flexi" in name else {}
 
 
-def through(door, name, saved, size, folder):
-    """Bring the weights of `saved` through a door into a model at `size`."""
+def brought(way, name, saved, size, folder):
+    """Bring the weights of `saved` in one way into a model at `size`."""
     kwargs = EXAMPLES[name]
     state = plain_tensors(saved)
     asked = {"img_size": size, **kwargs}
     path = folder / "weights.safetensors"
-    if door == "local-dir":
+    if way == "local-dir":
         timm_resize.save_pretrained(saved, folder)
         return timm.create_model(f"local-dir:{folder}", pretrained=True, img_size=size)
-    if door in ("file", "checkpoint_path", "load_checkpoint"):
+    if way in ("file", "checkpoint_path", "load_checkpoint"):
         save_file(state, path)
-    elif door == "pickle":
+    elif way == "pickle":
         path = path.with_suffix(".pth")
         torch.save({"state_dict": state}, path)
-    elif door == "averaged":
+    elif way == "averaged":
         path = path.with_suffix(".pth")
         other = {k: torch.zeros_like(v) for k, v in state.items()}
         torch.save({"state_dict": other, "state_dict_ema": ModelEmaV3(saved).state_dict()}, path)
-    elif door == "wrapped":
+    elif way == "wrapped":
         path = path.with_suffix(".pth")
         torch.save({f"module._orig_mod.{k}": v for k, v in state.items()}, path)
-    if door in ("file", "pickle"):
+    if way in ("file", "pickle"):
         return timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(path)}, **asked)
-    if door == "state_dict":
+    if way == "state_dict":
         return timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": state}, **asked)
-    if door in ("checkpoint_path", "averaged", "wrapped"):
+    if way in ("checkpoint_path", "averaged", "wrapped"):
         return timm.create_model(name, checkpoint_path=str(path), **asked)
     model = timm.create_model(name, **asked)
-    if door == "load_checkpoint":
+    if way == "load_checkpoint":
         timm.models.load_checkpoint(model, str(path))
     else:
         model.load_state_dict(timm_resize.resize_state_dict(state, model))
     return model
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_every_door_gives_the_same_tensors(name, tmp_path):
+@pytest.mark.parametrize("name", NAMES)
+def test_every_way_gives_the_same_tensors(name, tmp_path):
     """Base size C, saved at a larger B, opened at a smaller A: what a resize from B to A computes, bit for bit."""
-    saved = redraw_(stock(name, **EXAMPLES[name]))
+    saved = example(name)
     timm_resize.resize_(saved, near(saved, 64), **as_built(name))
     size = near(saved, -96)
     want = copy.deepcopy(saved)
     want.__dict__.pop("_resize_chain", None)  # a file holds the tensors, not their originals
     timm_resize.resize_(want, size, **as_built(name))
     with timm_resize.install():
-        for door in DOORS[name in BY_CONFIG :]:
-            folder = tmp_path / door
+        for way in WAYS[name in BY_CONFIG :]:
+            folder = tmp_path / way
             folder.mkdir()
-            got = through(door, name, saved, size, folder)
-            assert current_size(got) == size, door
+            got = brought(way, name, saved, size, folder)
+            assert current_size(got) == size, way
             have, wanted = tensors(got), tensors(want)
-            assert have.keys() == wanted.keys(), door
+            assert have.keys() == wanted.keys(), way
             for key, value in wanted.items():
-                assert torch.equal(have[key], value), f"{door}: {key}"
+                assert torch.equal(have[key], value), f"{way}: {key}"
 
 
 def jax_archive(model, path):
@@ -157,7 +158,7 @@ def jax_archive(model, path):
 
 @pytest.mark.parametrize("size", [(224, 224), (320, 320), (96, 160)])
 def test_archives_of_jax_arrays(size, tmp_path):
-    """A .npz checkpoint opens at another size as stock's own loader fits it (plain bilinear), through both doors."""
+    """A .npz checkpoint opens at another size as stock's own loader fits it (plain bilinear), in both ways."""
     name, kwargs = "vit_tiny_patch16_224", {"depth": 2, "num_classes": 3}
     model, path = redraw_(stock(name, **kwargs)), str(tmp_path / "weights.npz")
     jax_archive(model, path)
