@@ -52,11 +52,11 @@ def read_checkpoint(path: str | os.PathLike[str], device: Any = "cpu", weights_o
             content: Any = safetensors.torch.load_file(path, device=device)
         else:
             content = _helpers._torch_load(path, map_location=device, weights_only=weights_only)
-    except OSError:
+    except (OSError, MemoryError):
         raise
     except Exception as error:  # each format has errors of its own
-        said = textwrap.shorten(str(error), 600, placeholder=" …")
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {said} Fetch or save it again.") from None
+        why = textwrap.shorten(str(error), 600, placeholder=" …")
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {why} Fetch or save it again.") from None
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dict of tensors. Save a state dict.")
     return Checkpoint(content, recorded_size(path) or _argument_size(content.get("args")))

@@ -39,7 +39,7 @@ _IN_PLACE = _WHOLE | _packets(
     "add_ sub_ mul_ div_ pow_ neg_ abs_ sqrt_ exp_ log_ erfinv_ clamp_ clamp_min_ clamp_max_ bernoulli_ exponential_ "
     "log_normal_ cauchy_"
 )
-_VIEWS = _packets(
+_ALIASING = _packets(
     "alias as_strided detach expand permute select slice split split_with_sizes squeeze t transpose unbind unsqueeze "
     "view _unsafe_view"
 )
@@ -121,7 +121,7 @@ class Deferred(TorchDispatchMode):
     def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         packet = func.overloadpacket
         deferred = [t for t in _tensors((*args, *kwargs.values())) if self._key(t) in self._waiting]
-        if not deferred or packet in _VIEWS:
+        if not deferred or packet in _ALIASING:
             return func(*args, **kwargs)
         target = args[0]
         if target is deferred[0]:

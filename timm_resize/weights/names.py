@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from timm.models import is_model, model_entrypoint
 from torch import Tensor, nn
 
@@ -143,9 +145,13 @@ def _renamed(
     sized = next((changed for s in SQUARES if (changed := shapes_at(root, img_size=(s, s)))), {})
     for options in candidates(state_dict, root, recorded=recorded):
         try:
-            at_source = planning_copy(root)
-            apply_plan(at_source, plan_to(at_source, **options))
-            out = rename(dict(state_dict), at_source)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                at_source = planning_copy(root)
+                apply_plan(at_source, plan_to(at_source, **options))
+                out = rename(dict(state_dict), at_source)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
         except Exception:  # a size that cannot be; names that the filter does not know: each raises what it likes
             continue
         shapes = {k: tuple(v.shape) for k, v in at_source.state_dict().items()}

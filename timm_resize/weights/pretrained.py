@@ -73,8 +73,8 @@ class PretrainedLoader:
             except UNREADABLE as error:
                 if read:
                     raise
-                said = textwrap.shorten(str(error), 600, placeholder=" …")
-                raise CheckpointError(f"the checkpoint cannot be read: {said} Fetch it again.") from error
+                why = textwrap.shorten(str(error), 600, placeholder=" …")
+                raise CheckpointError(f"the checkpoint cannot be read: {why} Fetch it again.") from error
 
     @contextmanager
     def _checked(self, model: nn.Module) -> Iterator[None]:
