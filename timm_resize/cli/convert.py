@@ -107,11 +107,11 @@ def _from_file(args: argparse.Namespace, kwargs: dict[str, Any]) -> nn.Module:
         raise ResizeError(f"convert: SOURCE={path} with --no-pretrained would not be read. Leave one of them out.")
     overlay: dict[str, Any] = {"file": path}
     state_dict = _read(path)
-    twin = build(args.model, meta=True, **kwargs)
-    classes = _classes(twin, state_dict)
+    meta_model = build(args.model, meta=True, **kwargs)
+    classes = _classes(meta_model, state_dict)
     if classes is not None:
         overlay["num_classes"] = classes
-    if args.source_size is None and source_geometry(state_dict, twin, recorded=recorded_size(path)) is None:
+    if args.source_size is None and source_geometry(state_dict, meta_model, recorded=recorded_size(path)) is None:
         raise CheckpointError(
             f"{args.model}: {path} fits no square image size. Give --source-size=HxW, the size it was saved at."
         )

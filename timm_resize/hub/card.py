@@ -103,11 +103,11 @@ def _earlier(root: nn.Module) -> list[str]:
     """Return what was done before the checkpoint that the model was loaded from, a line an event."""
     events = history(root, [])
     starts = [i for i, event in enumerate(events) if "checkpoint" in event]
-    lines = [f"- {_told(event)}" for event in events[: starts[-1]]]
+    lines = [f"- {_line(event)}" for event in events[: starts[-1]]]
     return ["Before:", "", *lines, ""] if lines else []
 
 
-def _told(event: dict[str, Any]) -> str:
+def _line(event: dict[str, Any]) -> str:
     if "checkpoint" in event:
         at = event["checkpoint"] or "random weights, or weights of its author's own"
         return f"checkpoint: {at}" + (f", {text(event['img_size'])}" if event.get("img_size") else "")
@@ -123,10 +123,10 @@ def since_source(root: nn.Module) -> ResizePlan | None:
     size, config = current_size(root), getattr(root, "pretrained_cfg", None) or {}
     if size is None or not config.get("input_size"):
         return None
-    twin = planning_copy(root)
+    copy = planning_copy(root)
     try:
         source = parse_size(tuple(config["input_size"][1:]), "input_size", type(root).__name__)
-        apply_plan(twin, plan_request(twin, make_request(type(root).__name__, source)))
-        return plan_request(twin, make_request(type(root).__name__, size))
+        apply_plan(copy, plan_request(copy, make_request(type(root).__name__, source)))
+        return plan_request(copy, make_request(type(root).__name__, size))
     except (ResizeError, ValueError):
         return None
