@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import threading
-from collections.abc import Callable, Hashable, Iterator, MutableMapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from timm_resize.core.plan import MISSING
 
@@ -101,6 +103,22 @@ class Transaction:
         old = mapping.get(key, MISSING)
         self._log(lambda: _set_item(mapping, key, new), lambda: _set_item(mapping, key, old))
 
+    def load(self, module: nn.Module, state_dict: Mapping[str, Any]) -> None:
+        """Load a state dict into the module's own memory. What the tensors held is kept meanwhile."""
+        own = module.state_dict()
+        before = {key: own[key].clone() for key in state_dict if key in own}
+        self._log(lambda: _load(module, state_dict), lambda: _load(module, before))
+
+    def load_optimizer(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+        """Load an optimizer's state dict, which makes new state and groups of it."""
+        before = {key: optimizer.__dict__[key] for key in ("state", "param_groups")}
+        self._log(lambda: optimizer.load_state_dict(state_dict), lambda: optimizer.__dict__.update(before))
+
+    def load_other(self, thing: Any, state_dict: dict[str, Any]) -> None:
+        """Load the state dict of anything that has one: a gradient scaler, a scheduler."""
+        before = copy.deepcopy(thing.state_dict())
+        self._log(lambda: thing.load_state_dict(state_dict), lambda: thing.load_state_dict(before))
+
     def _log(self, do: Callable[[], None], undo: Callable[[], None]) -> None:
         self._undo.append(undo)  # before: a write that breaks half-way is undone too
         _write(do)
@@ -109,6 +127,10 @@ class Transaction:
 def _write(do: Callable[[], None]) -> None:
     """Perform one write. Every write of this package passes here."""
     do()
+
+
+def _load(module: nn.Module, state_dict: Mapping[str, Any]) -> None:
+    module.load_state_dict(state_dict, strict=False)
 
 
 def _set_item(mapping: MutableMapping[Any, Any], key: Hashable, value: object) -> None:

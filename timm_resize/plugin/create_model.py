@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -117,7 +118,8 @@ def create_model(
 
 def _load_checkpoint() -> Function:
     """Return our `load_checkpoint`, called by whatever somebody put on the name that timm's factory calls."""
-    return calling(_factory.load_checkpoint, {found("timm.models._helpers.load_checkpoint"): load_checkpoint})
+    fresh = functools.partial(load_checkpoint, undo=False)  # a model that nobody has yet
+    return calling(_factory.load_checkpoint, {found("timm.models._helpers.load_checkpoint"): fresh})
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,14 @@ def resize_optimizer_state_dict(
     name = type(root).__name__
     order = [p for group in optimizer.param_groups for p in group["params"]]
     saved = [i for group in state_dict["param_groups"] for i in group["params"]]
+    ours, theirs = (
+        [len(g["params"]) for g in groups] for groups in (optimizer.param_groups, state_dict["param_groups"])
+    )
+    if len(order) == len(saved) and ours != theirs:
+        raise CheckpointError(
+            f"{name}: the optimizer state has groups of {theirs} parameters, the optimizer of {ours}. "
+            "Build the optimizer as it was when the state was saved."
+        )
     if len(order) != len(saved):
         raise CheckpointError(
             f"{name}: the optimizer state is of {len(saved)} parameters, the optimizer has {len(order)}. "

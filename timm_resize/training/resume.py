@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
-from timm.models import _helpers, clean_state_dict
 from torch import nn
 from torch.optim import Optimizer
 
 from timm_resize.core.find import current_size, find_model
+from timm_resize.core.transaction import Transaction, write_all
 from timm_resize.errors import CheckpointError
-from timm_resize.geometry import SizeLike
+from timm_resize.geometry import SizeLike, parse_size
 from timm_resize.training.optimizer_state import resize_optimizer_state_dict
+from timm_resize.weights.checkpoint import read_checkpoint
+from timm_resize.weights.names import by_own_names
 from timm_resize.weights.source import source_geometry
-from timm_resize.weights.state_dict import resize_state_dict
+from timm_resize.weights.state_dict import check_fits, check_given, fitted
 
 
 class Scaler(Protocol):
     """A gradient scaler as timm has it."""
 
     state_dict_key: str
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what it keeps."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what the file has under `state_dict_key`."""
@@ -37,8 +44,8 @@ def resume_checkpoint(
 ) -> int | None:
     """Load a file of timm's `CheckpointSaver` into a model at another size, its optimizer and EMA copy with it.
 
-    As `timm.models.resume_checkpoint`, which needs the checkpoint's own size. Everything is computed before anything is
-    loaded.
+    As `timm.models.resume_checkpoint`, which needs the checkpoint's own size. Everything is computed and checked before
+    anything is loaded; should a load fail all the same, what was loaded before it is taken back.
 
     Args:
         model: The model, at the size that training goes on at.
@@ -56,31 +63,41 @@ def resume_checkpoint(
     """
     at = f"{type(find_model(model)).__name__}: checkpoint_path={os.fspath(checkpoint_path)!r}"
     try:
-        checkpoint = _helpers._torch_load(os.fspath(checkpoint_path), map_location="cpu", weights_only=True)
-    except Exception as error:  # each way of being broken has an error of its own
+        checkpoint = read_checkpoint(checkpoint_path)
+    except OSError as error:
         raise CheckpointError(f"{at} cannot be read: {error}. Give a file of timm's CheckpointSaver.") from None
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise CheckpointError(f"{at} has no 'state_dict'. Give a file of timm's CheckpointSaver.")
-    for what, key in ((optimizer, "optimizer"), (ema, "state_dict_ema")):
-        if what is not None and key not in checkpoint:
-            raise CheckpointError(f"{at} has no {key!r}. Leave it out.")
+    content = checkpoint.content
+    wanted = {"state_dict": model, "optimizer": optimizer, "state_dict_ema": ema}
+    for key in (key for key, what in wanted.items() if what is not None):
+        if not isinstance(content.get(key), Mapping):
+            advice = "Give a file of timm's CheckpointSaver" if key == "state_dict" else "Leave it out"
+            raise CheckpointError(f"{at} has no {key!r}. {advice}.")
+    epoch = content.get("epoch")
+    if "epoch" in content and (not isinstance(epoch, int) or isinstance(epoch, bool)):
+        raise CheckpointError(f"{at} has epoch={epoch!r}, not a number. Set the epoch in the file.")
+    given = None if source is None else parse_size(source, "source")
+    check_given(at, given, checkpoint.img_size, "source")
+    source = given or checkpoint.img_size
     root = find_model(model)
-    saved = clean_state_dict(checkpoint["state_dict"])
+    tensors = by_own_names(content["state_dict"], root, recorded=source)[1]
     if source is None:  # the weights tell it best
-        source = (source_geometry(saved, root) or {}).get("img_size", current_size(root))
-    weights = resize_state_dict(saved, root, source=source)
-    state = averaged = None
-    if optimizer is not None:
-        state = resize_optimizer_state_dict(checkpoint["optimizer"], optimizer, root, source=source)
+        source = (source_geometry(tensors, root) or {}).get("img_size", current_size(root))
+    writes = [_loads(root, tensors, source)]
     if ema is not None:
-        averaged = resize_state_dict(clean_state_dict(checkpoint["state_dict_ema"]), find_model(ema), source=source)
-    root.load_state_dict(weights)
-    if averaged is not None and ema is not None:
-        find_model(ema).load_state_dict(averaged)
-    if state is not None and optimizer is not None:
-        optimizer.load_state_dict(state)
-    if loss_scaler is not None and loss_scaler.state_dict_key in checkpoint:
-        loss_scaler.load_state_dict(checkpoint[loss_scaler.state_dict_key])
-    if "epoch" not in checkpoint:
-        return None
-    return int(checkpoint["epoch"]) + (1 if checkpoint.get("version", 1) > 1 else 0)
+        average = find_model(ema)
+        writes.append(_loads(average, by_own_names(content["state_dict_ema"], average, recorded=source)[1], source))
+    if optimizer is not None:
+        state = resize_optimizer_state_dict(content["optimizer"], optimizer, root, source=source)
+        writes.append(partial(Transaction.load_optimizer, optimizer=optimizer, state_dict=state))
+    if loss_scaler is not None and loss_scaler.state_dict_key in content:
+        state = content[loss_scaler.state_dict_key]
+        writes.append(partial(Transaction.load_other, thing=loss_scaler, state_dict=state))
+    write_all(writes)
+    return None if epoch is None else epoch + (1 if content.get("version", 1) > 1 else 0)
+
+
+def _loads(root: nn.Module, tensors: dict[str, Any], source: SizeLike | None) -> Callable[[Transaction], None]:
+    """Return the write that loads a checkpoint's tensors, checked and of the model's size."""
+    fitting = fitted(tensors, root, source=source)[0]
+    check_fits(fitting, root, strict=True)
+    return partial(Transaction.load, module=root, state_dict=fitting)

@@ -6,13 +6,16 @@ import os
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import safetensors.torch
 from timm.models import _helpers
 from torch import nn
+from torch.nn.modules.module import _IncompatibleKeys
 
 from timm_resize.core.find import find_model
+from timm_resize.core.transaction import Transaction, write_all
 from timm_resize.errors import CheckpointError, ResizeError
 from timm_resize.geometry import Size, SizeLike, parse_size
 from timm_resize.weights.names import bare, by_own_names, path_in, unpacked
@@ -88,11 +91,13 @@ def load_checkpoint(
     weights_only: bool = True,
     *,
     source_size: SizeLike | None = None,
+    undo: bool = True,
 ) -> Any:
     """As `timm.models.load_checkpoint`, for a checkpoint of another image size too.
 
     Args:
         source_size: Image size (H, W) of the checkpoint; by default as recorded in it, or as its shapes tell.
+        undo: Keep what the tensors held until all are loaded, so that even a failed copy leaves them as they were.
 
     Raises:
         CheckpointError: It cannot be read, is not of this model, or fits no size that is known. Nothing was loaded.
@@ -117,6 +122,10 @@ def load_checkpoint(
         target = root
         tensors = tensors if bare(names.prefix) else {**names.below(state_dict), **tensors}
     check_fits(tensors, target, strict)
-    keys = target.load_state_dict(tensors, strict=strict)
+    own = target.state_dict().keys()
+    if undo:
+        write_all([partial(Transaction.load, module=target, state_dict=tensors)])
+    else:
+        target.load_state_dict(tensors, strict=strict)
     adopt_(root, path, plan)
-    return keys
+    return _IncompatibleKeys([k for k in own if k not in tensors], [k for k in tensors if k not in own])

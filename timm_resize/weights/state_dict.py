@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
@@ -143,6 +144,18 @@ def _check_sizeless(shapes: Mapping[str, tuple[int, ...]], state_dict: Mapping[s
         raise other_model_error(type(root).__name__, (), (), [misfit])
 
 
+def _odd(value: Any, like: Tensor) -> str:
+    """Return what is wrong with a value that is to be copied into a tensor, '' for nothing."""
+    if not isinstance(value, Tensor):
+        return f"is a {type(value).__name__}, not a tensor"
+    if value.layout != torch.strided or (value.is_meta and not like.is_meta):
+        return "is a sparse tensor" if value.layout != torch.strided else "has no values (meta device)"
+    narrows = value.is_floating_point() and like.is_floating_point() and value.dtype.itemsize > like.dtype.itemsize
+    if narrows and not value.is_meta and bool((value.isfinite() & ~value.to(like.dtype).isfinite()).any()):
+        return f"holds numbers beyond {_dtype(like)}"
+    return ""
+
+
 def check_types(state_dict: Mapping[str, Any], root: nn.Module) -> None:
     """Raise CheckpointError where numbers of another kind would be cast silently: integers for floats, or reverse."""
     for key, tensor in root.state_dict().items():
@@ -170,8 +183,13 @@ def check_finite(state_dict: Mapping[str, Any], plan: ResizePlan) -> None:
 
 
 def check_fits(state_dict: Mapping[str, Any], root: nn.Module, strict: bool) -> None:
-    """Raise CheckpointError before anything is loaded where `load_state_dict` would raise half-way."""
+    """Raise CheckpointError before anything is loaded where a load would raise half-way, or cast to nonsense."""
     own = root.state_dict()
+    for key, tensor in own.items():
+        if key in state_dict and (odd := _odd(state_dict[key], tensor)):
+            raise CheckpointError(
+                f"{type(root).__name__}: {key} {odd}. Give a checkpoint that holds the values of its tensors."
+            )
     missing = [k for k in own if k not in state_dict] if strict else []
     unexpected = [k for k in state_dict if k not in own] if strict else []
     misfit = shape_mismatch({k: tuple(v.shape) for k, v in own.items()}, state_dict, ())
