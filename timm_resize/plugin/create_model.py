@@ -85,34 +85,41 @@ def create_model(
         >>> model.stem.grid_size
         (16, 12)
     """
-    kwargs = {k: v for k, v in kwargs.items() if v is not None}  # as stock
+    given = None if source_size is None else parse_size(source_size, "source_size", model_name)
+    skip = all(fast_init_settings[-1:]) if fast_init is None else fast_init
+    return _create(model_name, pretrained, given, skip, {k: v for k, v in kwargs.items() if v is not None})
+
+
+def _create(
+    model_name: str, pretrained: bool, source_size: Size | None, skip: bool, kwargs: dict[str, Any]
+) -> nn.Module:
+    """Resolve the source, build at the checkpoint's size, load, resize."""
     own = {k: kwargs.pop(k) for k in OWN_OPTIONS if k in kwargs}
     path = kwargs.pop("checkpoint_path", None)
-    if own and "img_size" not in kwargs:
+    sized = "img_size" in kwargs
+    if own and not sized:
         raise ResizeError(f"{model_name}: {next(iter(own))}= is about a change of size. Give img_size= too.")
-    if source_size is not None and not ("img_size" in kwargs and pretrained) and not path:
+    if source_size and not path and not (pretrained and sized):
         raise ResizeError(
             f"{model_name}: source_size= is about weights of another size. Give img_size= and the weights."
         )
-    given = None if source_size is None else parse_size(source_size, "source_size", model_name)
-    skip = all(fast_init_settings[-1:]) if fast_init is None else fast_init
     with ExitStack() as drawn_later:
         drawn_later.enter_context(initial_values.skipped(enabled=skip and bool(pretrained or path)))
-        if "img_size" not in kwargs:
+        if not sized:
             model = _native(model_name, pretrained, kwargs)
         else:
             wanted = {k: kwargs.pop(k) for k in GEOMETRY if k in kwargs}
             make_request(model_name, wanted["img_size"], patch_size=wanted.get("patch_size"), **own)
             source = Source.resolve(model_name, kwargs)
             _check_memory(source, source.saved if pretrained else {**wanted, **own})
-            model, rest = (
-                _loaded(source, wanted, None if path else given) if pretrained else _random(source, wanted, own)
-            )
             if pretrained:
+                model, rest = _loaded(source, wanted, None if path else source_size)
                 drawn_later.close()  # a complete model is resized as any other
+            else:
+                model, rest = _random(source, wanted, own)
             _resize(model, wanted, rest, own, pretrained)
         if path:
-            _load_checkpoint()(model, path, **({"source_size": given} if given else {}))
+            _load_checkpoint()(model, path, **({"source_size": source_size} if source_size else {}))
     return model
 
 

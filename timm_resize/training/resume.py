@@ -17,8 +17,8 @@ from timm_resize.geometry import SizeLike, parse_size
 from timm_resize.training.optimizer_state import resize_optimizer_state_dict
 from timm_resize.weights.checkpoint import read_checkpoint
 from timm_resize.weights.names import by_own_names
-from timm_resize.weights.source import source_geometry
-from timm_resize.weights.state_dict import check_fits, check_given, fitted
+from timm_resize.weights.source import check_given, source_geometry
+from timm_resize.weights.state_dict import check_fits, fitted
 
 
 class Scaler(Protocol):
@@ -61,7 +61,8 @@ def resume_checkpoint(
     Raises:
         CheckpointError: The file cannot be read, lacks what was asked for, or fits no size that is known.
     """
-    at = f"{type(find_model(model)).__name__}: checkpoint_path={os.fspath(checkpoint_path)!r}"
+    root = find_model(model)
+    at = f"{type(root).__name__}: checkpoint_path={os.fspath(checkpoint_path)!r}"
     try:
         checkpoint = read_checkpoint(checkpoint_path)
     except OSError as error:
@@ -73,12 +74,11 @@ def resume_checkpoint(
             advice = "Give a file of timm's CheckpointSaver" if key == "state_dict" else "Leave it out"
             raise CheckpointError(f"{at} has no {key!r}. {advice}.")
     epoch = content.get("epoch")
-    if "epoch" in content and (not isinstance(epoch, int) or isinstance(epoch, bool)):
+    if "epoch" in content and type(epoch) is not int:
         raise CheckpointError(f"{at} has epoch={epoch!r}, not a number. Set the epoch in the file.")
     given = None if source is None else parse_size(source, "source")
     check_given(at, given, checkpoint.img_size, "source")
     source = given or checkpoint.img_size
-    root = find_model(model)
     tensors = by_own_names(content["state_dict"], root, recorded=source)[1]
     if source is None:  # the weights tell it best
         source = (source_geometry(tensors, root) or {}).get("img_size", current_size(root))

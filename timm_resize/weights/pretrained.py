@@ -21,8 +21,8 @@ from timm_resize.errors import CheckpointError
 from timm_resize.geometry import Size
 from timm_resize.weights.names import Names, computed
 from timm_resize.weights.provenance import checkpoint_file, recorded_size
-from timm_resize.weights.source import source_geometry
-from timm_resize.weights.state_dict import check_covers, check_fits, check_given
+from timm_resize.weights.source import check_given, source_geometry
+from timm_resize.weights.state_dict import check_covers, check_fits
 
 UNREADABLE = (RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError)
 """What readers of checkpoint files raise for damaged ones; an OSError says that there is none."""

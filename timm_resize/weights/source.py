@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from timm_resize.core.find import current_size
 from timm_resize.core.planner import shapes_at
+from timm_resize.errors import CheckpointError
 from timm_resize.geometry import Size
 
 SQUARES = tuple(
     dict.fromkeys([*sorted({*range(32, 1025, 16), *range(28, 1037, 14)}), *range(24, 1033, 12), *range(1040, 2049, 16)])
 )
 """Sides tried when a checkpoint fits no size on record: multiples of 16 and 14 px, then of 12 px, then large ones."""
+
+
+def checkpoint_geometry(
+    tensors: Mapping[str, Any], root: nn.Module, given: Size | None, recorded: Size | None, keyword: str
+) -> dict[str, Any]:
+    """Return the geometry that a checkpoint is of: as given, as recorded, or as its shapes tell.
+
+    Raises:
+        CheckpointError: What is given contradicts what is recorded, or nothing that is known fits.
+    """
+    name, target = type(root).__name__, current_size(root)
+    if given is not None:
+        check_given(name, given, recorded, keyword)
+        patch = patch_of(tensors, root)
+        return {"img_size": given, **({"patch_size": patch} if patch else {})}
+    found = source_geometry(tensors, root, recorded=recorded)
+    if found is not None:
+        return found
+    _check_sizeless(tensors, root)
+    shapes = {k: tuple(v.shape) for k, v in root.state_dict().items()}
+    kind = "square" if target is None or target[0] == target[1] else "recorded"
+    raise CheckpointError(
+        f"{name}: the checkpoint fits neither the model's {target} nor any {kind} size: "
+        f"{shape_mismatch(shapes, tensors, classifier_prefixes(root))}. "
+        f"Give {keyword}=(height, width), the image size it was saved at."
+    )
 
 
 def source_geometry(
@@ -87,3 +114,35 @@ def classifier_prefixes(root: nn.Module) -> tuple[str, ...]:
     """Return how names in a classifier begin, whose shapes say nothing of the image size."""
     names = (getattr(root, "pretrained_cfg", None) or {}).get("classifier") or ("head", "head_dist", "fc", "classifier")
     return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
+
+
+def check_given(owner: str, given: Size | None, recorded: Size | None, keyword: str = "source_size") -> None:
+    """Raise CheckpointError where the size that a caller gives is not the one that the file records."""
+    if given is not None and recorded is not None and given != recorded:
+        raise CheckpointError(
+            f"{owner}: {keyword}={given} is not the image size that the file records: {recorded}. Leave {keyword} out."
+        )
+
+
+def _check_sizeless(state_dict: Mapping[str, Any], root: nn.Module) -> None:
+    """Raise CheckpointError for a tensor of another shape that no image size explains."""
+    shapes = {k: tuple(v.shape) for k, v in root.state_dict().items()}
+    sized = next((changed for s in SQUARES if (changed := shapes_at(root, img_size=(s, s)))), {})
+    misfit = shape_mismatch({k: v for k, v in shapes.items() if k not in sized}, state_dict, classifier_prefixes(root))
+    if misfit:
+        raise other_model_error(type(root).__name__, (), (), [misfit])
+
+
+def other_model_error(
+    owner: str, missing: Sequence[str], unexpected: Sequence[str], misfits: Sequence[str]
+) -> CheckpointError:
+    """Return the error for a checkpoint whose tensors are not those of the model `owner`."""
+    parts = [
+        f"{text} {keys[0]}" + (f" and {len(keys) - 1} others" if len(keys) > 1 else "")
+        for text, keys in (("it lacks", missing), ("the model has no", unexpected))
+        if keys
+    ]
+    return CheckpointError(
+        f"{owner}: the checkpoint is of another model: {'; '.join([*parts, *misfits[:1]])}. "
+        "Build the model with the arguments that it was saved with (depth, num_classes …)."
+    )

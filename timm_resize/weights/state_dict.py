@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,11 +23,11 @@ from timm_resize.resample import Resample
 from timm_resize.weights.names import by_own_names, path_in
 from timm_resize.weights.source import (
     SQUARES,
+    checkpoint_geometry,
     classifier_prefixes,
-    patch_of,
+    other_model_error,
     patch_size,
     shape_mismatch,
-    source_geometry,
 )
 
 
@@ -87,24 +87,10 @@ def fitted(
     name, target = type(root).__name__, current_size(root)
     own, skipped = root.state_dict(), classifier_prefixes(root)
     shapes = {k: tuple(v.shape) for k, v in own.items()}
-    if source is None:
-        found = source_geometry(tensors, root, recorded=recorded)
-    else:
-        patch = patch_of(tensors, root)
-        found = {"img_size": parse_size(source, keyword, name), **({"patch_size": patch} if patch else {})}
-        check_given(name, found["img_size"], recorded, keyword)
-    if found is None:
-        _check_sizeless(shapes, tensors, root)
-        square = target is None or target[0] == target[1]
-        raise CheckpointError(
-            f"{name}: the checkpoint fits neither the model's {target} nor any {'square' if square else 'recorded'} "
-            f"size: {shape_mismatch(shapes, tensors, skipped)}. "
-            f"Give {keyword}=(height, width), the image size it was saved at."
-        )
-    size = found.get("img_size", target)
-    if size == target and "patch_size" not in found:
-        if misfit := shape_mismatch(shapes, tensors, skipped):
-            raise CheckpointError(f"{name}: the checkpoint is not of {keyword}={size}: {misfit}. Give its own size.")
+    given = None if source is None else parse_size(source, keyword, name)
+    found = checkpoint_geometry(tensors, root, given, recorded, keyword)
+    own_size = found.get("img_size", target) == target and "patch_size" not in found
+    if own_size and shape_mismatch(shapes, tensors, skipped) is None:
         return dict(tensors), None
     misfit = None
     for constructing in (True, False):  # with the constructor's windows, or with windows scaled like the image
@@ -123,25 +109,9 @@ def fitted(
         if not (misfit := shape_mismatch(shapes, out, skipped)):
             return out, plan
     raise CheckpointError(
-        f"{name}: the checkpoint is not of {keyword}={size}: {misfit}. "
+        f"{name}: the checkpoint is not of {keyword}={found.get('img_size', target)}: {misfit}. "
         f"Give {keyword}=(height, width), the image size it was saved at."
     )
-
-
-def check_given(owner: str, given: Size | None, recorded: Size | None, keyword: str = "source_size") -> None:
-    """Raise CheckpointError where the size that a caller gives is not the one that the file records."""
-    if given is not None and recorded is not None and given != recorded:
-        raise CheckpointError(
-            f"{owner}: {keyword}={given} is not the image size that the file records: {recorded}. Leave {keyword} out."
-        )
-
-
-def _check_sizeless(shapes: Mapping[str, tuple[int, ...]], state_dict: Mapping[str, Any], root: nn.Module) -> None:
-    """Raise CheckpointError for a tensor of another shape that no image size explains."""
-    sized = next((changed for s in SQUARES if (changed := shapes_at(root, img_size=(s, s)))), {})
-    misfit = shape_mismatch({k: v for k, v in shapes.items() if k not in sized}, state_dict, classifier_prefixes(root))
-    if misfit:
-        raise other_model_error(type(root).__name__, (), (), [misfit])
 
 
 def _odd(value: Any, like: Tensor) -> str:
@@ -221,18 +191,3 @@ def check_covers(state_dict: Mapping[str, Any], root: nn.Module) -> None:
         raise other_model_error(name, needed, [], [])
     if missing:
         warnings.warn(f"{name}: not in the checkpoint, left as initialised: {', '.join(missing)}.", stacklevel=2)
-
-
-def other_model_error(
-    owner: str, missing: Sequence[str], unexpected: Sequence[str], misfits: Sequence[str]
-) -> CheckpointError:
-    """Return the error for a checkpoint whose tensors are not those of the model `owner`."""
-    parts = [
-        f"{text} {keys[0]}" + (f" and {len(keys) - 1} others" if len(keys) > 1 else "")
-        for text, keys in (("it lacks", missing), ("the model has no", unexpected))
-        if keys
-    ]
-    return CheckpointError(
-        f"{owner}: the checkpoint is of another model: {'; '.join([*parts, *misfits[:1]])}. "
-        "Build the model with the arguments that it was saved with (depth, num_classes …)."
-    )
