@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 
 import timm_resize
-from tests.helpers.oracle import redraw_, stock, tensors
+from tests.helpers.oracle import redraw_, tensors
 from timm_resize import CheckpointError
 
 NAME, ARGS = "vit_tiny_patch16_224", {"depth": 1, "num_classes": 2}
@@ -94,7 +94,7 @@ def test_what_does_not_fit_is_named(change, text, suffix, tmp_path):
 def test_another_model(tmp_path):
     """The weights of another architecture: its first names are in the error."""
     path = tmp_path / "weights.safetensors"
-    save_file(stock("resnet18", num_classes=2).state_dict(), path)
+    save_file(timm.create_model("resnet18", num_classes=2).state_dict(), path)
     refused(path, "VisionTransformer: the checkpoint is of another model: it lacks cls_token and ")
 
 

@@ -63,8 +63,8 @@ def plan_maxxvit(model: MaxxVit, ctx: Context) -> Changes:
     partitions = _partitions(model, ctx, partitioned)
     for place in places:
         _check(place, partitions, ctx)
-    rows, columns = zip(*(place.dropped for place in places), strict=True)
-    ctx.warn_dropped((sum(rows), sum(columns)), "maps with an odd side are pooled in pairs")
+    dropped = [sum(place.dropped[axis] for place in places) for axis in (0, 1)]  # no place in a wrapper of the stem
+    ctx.warn_dropped(dropped, "maps with an odd side are pooled in pairs")
     for place in places:
         block: Any = place.block
         if isinstance(block, TransformerBlock2d) and block.attn.rel_pos is not None:
