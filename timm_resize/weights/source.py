@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from timm_resize.core.find import current_size
+from timm_resize.core.find import current_size, root_handler
 from timm_resize.core.planner import shapes_at
 from timm_resize.errors import CheckpointError
 from timm_resize.geometry import Size
@@ -53,11 +55,36 @@ def source_geometry(
         Keywords for `make_request`, empty for the present geometry; None when nothing fits.
     """
     shapes, skipped = {k: tuple(v.shape) for k, v in root.state_dict().items()}, classifier_prefixes(root)
-    for options in candidates(state_dict, root, *hints, recorded=recorded):
+    tried = list(candidates(state_dict, root, *hints, recorded=recorded))
+    handler = root_handler(root)
+    if handler is not None and "window_size" in handler.options:  # then with the windows that the tables have
+        tried += [{**o, "window_size": w} for o in tried if (w := windows_of(state_dict, root, o.get("img_size")))]
+    for options in tried:
         changed = shapes_at(root, **options) if options else {}
         if changed is not None and shape_mismatch({**shapes, **changed}, state_dict, skipped) is None:
             return options
     return None
+
+
+def windows_of(tensors: Mapping[str, Any], root: nn.Module, img_size: Size | None = None) -> tuple[Size, ...] | None:
+    """Return each stage's window as the shapes of its bias tables tell it, None for a model without such tables.
+
+    A table over ((2h-1)*(2w-1), heads) offsets, or (heads, h*w) absolute ones, whose count leaves several windows is
+    read as the one whose sides are most nearly in proportion to the image's.
+    """
+    height, width = img_size or current_size(root) or (1, 1)
+    windows: dict[int, Size] = {}
+    for key, tensor in tensors.items():
+        found = re.match(r"(?:layers|stages)[._](\d+)\..*\.(relative_position_bias_table|attention_biases)$", key)
+        if found is None or not isinstance(tensor, Tensor) or tensor.dim() != 2 or int(found[1]) in windows:
+            continue
+        offsets = found[2] == "relative_position_bias_table"
+        count = tensor.shape[0] if offsets else tensor.shape[1]
+        pairs = [(d, count // d) for d in range(1, count + 1) if count % d == 0]
+        sides = [((h + 1) // 2, (w + 1) // 2) for h, w in pairs if h % 2 and w % 2] if offsets else pairs
+        if sides:
+            windows[int(found[1])] = min(sides, key=lambda side: abs(math.log(side[0] * width / (side[1] * height))))
+    return tuple(windows.get(i, (7, 7)) for i in range(max(windows) + 1)) if windows else None
 
 
 def candidates(

@@ -28,6 +28,7 @@ from timm_resize.weights.source import (
     other_model_error,
     patch_size,
     shape_mismatch,
+    windows_of,
 )
 
 
@@ -93,13 +94,15 @@ def fitted(
     if own_size and shape_mismatch(shapes, tensors, skipped) is None:
         return dict(tensors), None
     misfit = None
+    if "patch_size" in found:
+        options = {"patch_size": patch_size(root), **options}
+    if "window_size" in found:
+        options = {"window_size": windows_of(own, root), **options}
     for constructing in (True, False):  # with the constructor's windows, or with windows scaled like the image
         there = planning_copy(root)
         apply_plan(there, plan_to(there, **found, constructing=constructing))
         if misfit := shape_mismatch({k: tuple(v.shape) for k, v in there.state_dict().items()}, tensors, skipped):
             continue
-        if "patch_size" in found:
-            options = {"patch_size": patch_size(root), **options}
         plan = plan_to(there, target, constructing=constructing, **options)
         check_finite(tensors, plan)
         maps = {c.key: c.how for c in plan if isinstance(c.how, Resample)}
