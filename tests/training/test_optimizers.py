@@ -133,7 +133,7 @@ def test_resuming_at_another_size_is_resizing_live(name, tmp_path):
     file = tmp_path / "last.pth.tar"
     fresh = stock("vit_tiny_patch16_224", img_size=(96, 64), depth=1, num_classes=2, embed_dim=48).train()
     again, average = create_optimizer_v2(fresh, opt=name, lr=1.0, weight_decay=0.0), ModelEmaV3(fresh)
-    assert timm_resize.resume_checkpoint(fresh, file, again, NativeScaler("cpu"), ema=average) == 4
+    assert timm_resize.resume_checkpoint(fresh, file, again, NativeScaler("cpu"), ema=average, source=64) == 4
     timm_resize.resize_(model, (96, 64), optimizer=optimizer, ema=ema)
     for got, want in ((fresh, model), (average.module, ema.module)):
         assert all(torch.equal(t, tensors(want)[n]) for n, t in tensors(got).items())

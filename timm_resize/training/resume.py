@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from timm_resize.core.find import current_size, find_model
 from timm_resize.core.transaction import Transaction, write_all
 from timm_resize.errors import CheckpointError
-from timm_resize.geometry import SizeLike, parse_size
+from timm_resize.geometry import Size, SizeLike, parse_size
 from timm_resize.training.optimizer_state import resize_optimizer_state_dict
 from timm_resize.weights.checkpoint import read_checkpoint
 from timm_resize.weights.names import by_own_names
@@ -78,16 +78,15 @@ def resume_checkpoint(
         raise CheckpointError(f"{at} has epoch={epoch!r}, not a number. Set the epoch in the file.")
     given = None if source is None else parse_size(source, "source")
     check_given(at, given, checkpoint.img_size, "source")
-    source = given or checkpoint.img_size
-    tensors = by_own_names(content["state_dict"], root, recorded=source)[1]
-    if source is None:  # the weights tell it best
-        source = (source_geometry(tensors, root) or {}).get("img_size", current_size(root))
-    writes = [_loads(root, tensors, source)]
+    size = given or checkpoint.img_size
+    if size is None:  # the weights tell it best
+        found = source_geometry(by_own_names(content["state_dict"], root)[1], root)
+        size = None if found is None else found.get("img_size", current_size(root))
+    writes = [_loads(root, content["state_dict"], size)]
     if ema is not None:
-        average = find_model(ema)
-        writes.append(_loads(average, by_own_names(content["state_dict_ema"], average, recorded=source)[1], source))
+        writes.append(_loads(find_model(ema), content["state_dict_ema"], size))
     if optimizer is not None:
-        state = resize_optimizer_state_dict(content["optimizer"], optimizer, root, source=source)
+        state = resize_optimizer_state_dict(content["optimizer"], optimizer, root, source=size)
         writes.append(partial(Transaction.load_optimizer, optimizer=optimizer, state_dict=state))
     if loss_scaler is not None and loss_scaler.state_dict_key in content:
         state = content[loss_scaler.state_dict_key]
@@ -96,8 +95,9 @@ def resume_checkpoint(
     return None if epoch is None else epoch + (1 if content.get("version", 1) > 1 else 0)
 
 
-def _loads(root: nn.Module, tensors: dict[str, Any], source: SizeLike | None) -> Callable[[Transaction], None]:
+def _loads(root: nn.Module, state_dict: dict[str, Any], source: Size | None) -> Callable[[Transaction], None]:
     """Return the write that loads a checkpoint's tensors, checked and of the model's size."""
-    fitting = fitted(tensors, root, source=source)[0]
-    check_fits(fitting, root, strict=True)
-    return partial(Transaction.load, module=root, state_dict=fitting)
+    names, tensors = by_own_names(state_dict, root, recorded=source)
+    tensors = names.with_unknown(fitted(tensors, root, source=source)[0], state_dict)
+    check_fits(tensors, root, strict=True)
+    return partial(Transaction.load, module=root, state_dict=tensors)

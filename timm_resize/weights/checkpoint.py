@@ -119,8 +119,7 @@ def load_checkpoint(
     if bare(names.prefix) and bare(names.prefix) == bare(outer):  # of all that holds the model, not of it alone
         target, tensors = model, names.put_back(tensors, state_dict)
     else:
-        target = root
-        tensors = tensors if bare(names.prefix) else {**names.below(state_dict), **tensors}
+        target, tensors = root, names.with_unknown(tensors, state_dict)
     check_fits(tensors, target, strict)
     own = target.state_dict().keys()
     if undo:

@@ -87,6 +87,10 @@ class Names:
         known, gone = {key: name for name, key in self.mine.items()}, {*self.gone, "n_averaged"}
         return {known.get(key, name): state_dict[key] for key, name in short.items() if key not in gone}
 
+    def with_unknown(self, tensors: Mapping[str, Any], state_dict: Mapping[str, Any]) -> dict[str, Any]:
+        """Return tensors with what a state dict of the model alone has besides, which strict loads refuse."""
+        return dict(tensors) if bare(self.prefix) else {**self.below(state_dict), **tensors}
+
     def put_back(self, tensors: Mapping[str, Any], state_dict: Mapping[str, Any]) -> dict[str, Any]:
         """Return the state dict with the model's entries replaced by `tensors`, all under the names that came in."""
         start = f"{self.prefix}." if self.prefix else ""
@@ -226,6 +230,6 @@ def _nothing_of(root: nn.Module, state_dict: Mapping[str, Any], own: Mapping[str
         what = f"the state dict holds others: {', '.join(map(repr, list(state_dict)[:4]))}"
         advice = f"Give one of them, e.g. checkpoint[{packed!r}]"
     else:
-        what = f"the state dict is of another model: its first key is {first!r}, this one's is {next(iter(own), '')!r}"
+        what = f"the checkpoint is of another model: its first key is {first!r}, this one's is {next(iter(own), '')!r}"
         advice = "Give a checkpoint of this architecture, or build the one that it is of"
     return CheckpointError(f"{type(root).__name__}: {what}. {advice}.")

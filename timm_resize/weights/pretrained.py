@@ -22,7 +22,7 @@ from timm_resize.geometry import Size
 from timm_resize.weights.names import Names, computed
 from timm_resize.weights.provenance import checkpoint_file, recorded_size
 from timm_resize.weights.source import check_given, source_geometry
-from timm_resize.weights.state_dict import check_covers, check_fits
+from timm_resize.weights.state_dict import check_covers, check_fits, check_values
 
 UNREADABLE = (RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError)
 """What readers of checkpoint files raise for damaged ones; an OSError says that there is none."""
@@ -82,6 +82,7 @@ class PretrainedLoader:
         load = model.load_state_dict
 
         def load_checked(state_dict: Any, strict: bool = True, **kwargs: Any) -> Any:
+            check_values(state_dict, model)
             try:
                 check_fits(state_dict, model, strict)
             except CheckpointError as error:

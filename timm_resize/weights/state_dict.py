@@ -129,17 +129,6 @@ def _odd(value: Any, like: Tensor) -> str:
     return ""
 
 
-def check_types(state_dict: Mapping[str, Any], root: nn.Module) -> None:
-    """Raise CheckpointError where numbers of another kind would be cast silently: integers for floats, or reverse."""
-    for key, tensor in root.state_dict().items():
-        given = state_dict.get(key)
-        if isinstance(given, Tensor) and given.is_floating_point() != tensor.is_floating_point():
-            raise CheckpointError(
-                f"{type(root).__name__}: {key} is {_dtype(given)}, not {_dtype(tensor)}. If the checkpoint is "
-                "quantised, give the float one it was made from."
-            )
-
-
 def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
@@ -157,18 +146,30 @@ def check_finite(state_dict: Mapping[str, Any], plan: ResizePlan) -> None:
 
 def check_fits(state_dict: Mapping[str, Any], root: nn.Module, strict: bool) -> None:
     """Raise CheckpointError before anything is loaded where a load would raise half-way, or cast to nonsense."""
+    check_values(state_dict, root)
     own = root.state_dict()
-    for key, tensor in own.items():
-        if key in state_dict and (odd := _odd(state_dict[key], tensor)):
-            raise CheckpointError(
-                f"{type(root).__name__}: {key} {odd}. Give a checkpoint that holds the values of its tensors."
-            )
     missing = [k for k in own if k not in state_dict] if strict else []
     unexpected = [k for k in state_dict if k not in own] if strict else []
     misfit = shape_mismatch({k: tuple(v.shape) for k, v in own.items()}, state_dict, ())
     if missing or unexpected or misfit:
         raise other_model_error(type(root).__name__, missing, unexpected, [misfit] if misfit else [])
-    check_types(state_dict, root)
+
+
+def check_values(state_dict: Mapping[str, Any], root: nn.Module) -> None:
+    """Raise CheckpointError for what stands in a tensor's place and cannot be copied into it without loss of sense.
+
+    Integers for floats, or reverse, would be cast silently, and so would numbers beyond the model's type.
+    """
+    name = type(root).__name__
+    for key, tensor in root.state_dict().items():
+        given = state_dict.get(key, tensor)
+        if odd := _odd(given, tensor):
+            raise CheckpointError(f"{name}: {key} {odd}. Give a checkpoint that holds the values of its tensors.")
+        if given.is_floating_point() != tensor.is_floating_point():
+            raise CheckpointError(
+                f"{name}: {key} is {_dtype(given)}, not {_dtype(tensor)}. If the checkpoint is quantised, give the "
+                "float one it was made from."
+            )
 
 
 def check_covers(state_dict: Mapping[str, Any], root: nn.Module) -> None:
