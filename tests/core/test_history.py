@@ -14,7 +14,8 @@ from safetensors import safe_open
 import timm_resize
 from tests.helpers.oracle import stock
 
-SOURCE = "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+RANDOM = {"checkpoint": None, "img_size": None}
+"""How the history of a model begins whose weights this package did not load."""
 METHOD = {"pos_embed": "resampled: bicubic antialias"}
 
 
@@ -35,7 +36,7 @@ def test_each_hop_is_recorded(tmp_path):
     first = stock("vit_tiny_patch16_224", depth=1)
     timm_resize.resize_(first, 96)
     timm_resize.save_pretrained(first, tmp_path / "first")
-    events = [{"checkpoint": SOURCE, "img_size": [224, 224]}, {"resized": [[224, 224], [96, 96]], "methods": METHOD}]
+    events = [RANDOM, {"resized": [[224, 224], [96, 96]], "methods": METHOD}]
     assert recorded(tmp_path / "first")["history"] == events
     second = timm_resize.create_model(f"local-dir:{tmp_path / 'first'}", pretrained=True, img_size=128)
     train_(second)
@@ -56,7 +57,8 @@ def test_each_hop_is_recorded(tmp_path):
         "torch": str(torch.__version__),
     }
     card = (tmp_path / "second" / "README.md").read_text()
-    assert f"- checkpoint: {SOURCE}, 224x224\n- resized from 224x224 to 96x96: `pos_embed` resampled: bicubic" in card
+    unknown = "random initialisation, or weights that were loaded by something else"
+    assert f"- checkpoint: {unknown}\n- resized from 224x224 to 96x96: `pos_embed` resampled: bicubic" in card
 
 
 def test_a_chain_that_nobody_touched_is_one_event(tmp_path):
@@ -68,7 +70,7 @@ def test_a_chain_that_nobody_touched_is_one_event(tmp_path):
     assert recorded(tmp_path)["history"][1:] == [{"resized": [[224, 224], [256, 256]], "methods": METHOD}]
     timm_resize.resize_(model, 224)
     timm_resize.save_pretrained(model, tmp_path)
-    assert recorded(tmp_path)["history"] == [{"checkpoint": SOURCE, "img_size": [224, 224]}]
+    assert recorded(tmp_path)["history"] == [RANDOM]
 
 
 def test_training_after_the_last_resize_is_recorded(tmp_path):
@@ -93,7 +95,7 @@ def test_files_that_are_loaded_start_a_history(way, tmp_path):
     model = timm_resize.create_model("vit_tiny_patch16_224", depth=1, img_size=96, **how)
     timm_resize.save_pretrained(model, tmp_path / "next")
     assert recorded(tmp_path / "next")["history"] == [
-        {"checkpoint": SOURCE, "img_size": [224, 224]},
+        RANDOM,
         {"checkpoint": "model.safetensors", "img_size": [224, 224]},
         {"resized": [[224, 224], [96, 96]], "methods": METHOD},
     ]
@@ -117,6 +119,12 @@ def test_copies_and_pickles_keep_it():
         {"timm_resize": "[1]"},
         {"timm_resize": '{"img_size": [1], "history": 3}'},
         {"timm_resize": '{"img_size": ["a", -1], "history": [3]}'},
+        {"timm_resize": '{"img_size": [96, 96], "history": [{"resized": 3}]}'},
+        {"timm_resize": '{"img_size": [96, 96], "history": [{"resized": [[1, 2], [3]], "methods": {}}]}'},
+        {"timm_resize": '{"img_size": [96, 96], "history": [{"checkpoint": ["x"], "img_size": null}]}'},
+        {"timm_resize": '{"img_size": [96, 96], "history": [{"trained": [1]}]}'},
+        {"timm_resize": '{"img_size": [96, 96], "history": [' + '{"trained": []},' * 1000 + '{"trained": []}]}'},
+        {"timm_resize": "[" * 100_000},
     ],
 )
 def test_files_without_a_record_or_with_nonsense_load(metadata, tmp_path):

@@ -14,7 +14,19 @@ from timm_resize.core.registry import families
 EXAMPLES = {name: dict(kwargs) for family in families() for name, kwargs in family.examples.items()}
 
 HEAVY = {"mvitv2_small_cls", "nest_tiny_jx"}
-"""Examples that no keyword makes small. A smaller one of the same class is in every sweep; these are marked slow."""
+"""Examples that no keyword makes small."""
+
+ALWAYS = {next(iter(family.examples)) for family in families() if family.examples} | {
+    "botnet26t_256",
+    "lambda_resnet26rpt_256",
+    "maxvit_pico_rw_256",
+    "resmlp_12_224",
+    "resnet50_clip",
+    "vit_small_patch16_rope_ape_224",
+    "vit_tiny_r_s16_p8_224",
+}
+"""The first example of every family, and those with layers that it has not: every default run tries them. The others are
+marked slow, and CI runs a part of them."""
 
 
 def example(name: str) -> nn.Module:
@@ -29,4 +41,4 @@ def _built(name: str) -> nn.Module:
 
 def sweep(*names: str) -> list[object]:
     """Return parameters for tests over these examples, all by default."""
-    return [pytest.param(n, marks=pytest.mark.slow) if n in HEAVY else n for n in names or EXAMPLES]
+    return [n if n in ALWAYS else pytest.param(n, marks=pytest.mark.slow) for n in names or EXAMPLES]

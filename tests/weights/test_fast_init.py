@@ -17,12 +17,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import timm_resize
+from tests.helpers.examples import ALWAYS, EXAMPLES
 from tests.helpers.oracle import assert_same_structure, image, redraw_, stock, tensors
-from timm_resize.core.registry import handlers
 from timm_resize.weights import fast_init
 
-EXAMPLES = {name: dict(kwargs) for h in handlers() for name, kwargs in h.examples.items()}
-FAMILIES = sorted({min(h.examples) for h in handlers() if h.examples})
 OTHERS = (
     "cpubone_nano",
     "csatv2",
@@ -88,7 +86,7 @@ def slow_unless(name, always):
     return pytest.param(name, marks=() if name in always else pytest.mark.slow)
 
 
-@pytest.mark.parametrize("name", [slow_unless(n, {*FAMILIES, *OTHERS[::5]}) for n in sorted({*EXAMPLES, *OTHERS})])
+@pytest.mark.parametrize("name", [slow_unless(n, {*ALWAYS, *OTHERS[::5]}) for n in sorted({*EXAMPLES, *OTHERS})])
 def test_what_is_read_is_what_stock_reads(name, tmp_path):
     """Every family, and classes that have no family of their own: stock's tensors, buffers and attributes."""
     args = {"num_classes": 3, **EXAMPLES.get(name, {})}
@@ -99,7 +97,7 @@ def test_what_is_read_is_what_stock_reads(name, tmp_path):
     assert_same_structure(ours, theirs)
 
 
-@pytest.mark.parametrize("name", FAMILIES[::3])
+@pytest.mark.parametrize("name", sorted(ALWAYS)[::3])
 def test_a_checkpoint_path_is_read_as_stock_reads_it(name, tmp_path):
     """A model of every third family by `checkpoint_path`, with the plugin in: stock's tensors and buffers."""
     args = {"num_classes": 3, **EXAMPLES[name]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Any
 
 import timm
@@ -21,6 +22,7 @@ from timm_resize.geometry import Size, parse_size, text
 from timm_resize.version import __version__
 from timm_resize.weights.provenance import checkpoint_name, history
 
+UNKNOWN = "random initialisation, or weights that were loaded by something else"
 _SIGNATURE = "<!-- timm_resize card "
 
 
@@ -40,7 +42,8 @@ def model_card(model: nn.Module, name: str, *, source: str, misfit: str | None =
     front = ["library_name: timm", "tags:", "- image-classification", "- timm", "- timm_resize"]
     if config.get("license"):
         front.append(f"license: {config['license']}")
-    if str(config.get("hf_hub_id", "")).count("/") == 1:
+    loaded = last_checkpoint(root)
+    if loaded and loaded == checkpoint_name(config) and str(config.get("hf_hub_id", "")).count("/") == 1:
         front.append(f"base_model: {config['hf_hub_id']}")
     architecture = ".".join(filter(None, (config.get("architecture"), config.get("tag"))))
     at = f" at {text(size)} pixels (height x width)" if size else ""
@@ -61,7 +64,7 @@ def model_card(model: nn.Module, name: str, *, source: str, misfit: str | None =
     ]
     if misfit:
         lines += [f"Stock timm cannot build this size ({misfit}), so it takes the plugin.", ""]
-    lines += ["## Where the weights come from", "", *_provenance(root, config, plan), ""]
+    lines += ["## Where the weights come from", "", *_provenance(root, plan), ""]
     versions = f"timm_resize {__version__}, timm {timm.__version__}, torch {torch.__version__.split('+')[0]}"
     return signed("\n".join([*lines, f"Made with {versions}.", ""]))
 
@@ -83,8 +86,13 @@ def _code(source: str, size: Size | None, misfit: str | None) -> list[str]:
     return ["import timm_resize", "", f'model = timm_resize.create_model("{source}", pretrained=True, img_size={size})']
 
 
-def _provenance(root: nn.Module, config: dict[str, Any], plan: ResizePlan | None) -> list[str]:
-    at = checkpoint_name(config) or "random weights, or weights of your own"
+def last_checkpoint(root: nn.Module) -> str | None:
+    """Return the checkpoint that the weights were last loaded from, None where this package loaded none."""
+    return next((event["checkpoint"] for event in reversed(history(root, [])) if "checkpoint" in event), None)
+
+
+def _provenance(root: nn.Module, plan: ResizePlan | None) -> list[str]:
+    at = _safe(last_checkpoint(root) or UNKNOWN)
     earlier = _earlier(root)
     if plan is None or plan.old_size is None or not plan:
         return [*earlier, f"Checkpoint: {at}, at its own size."]
@@ -109,13 +117,18 @@ def _earlier(root: nn.Module) -> list[str]:
 
 def _line(event: dict[str, Any]) -> str:
     if "checkpoint" in event:
-        at = event["checkpoint"] or "random weights, or weights of its author's own"
+        at = _safe(event["checkpoint"] or UNKNOWN)
         return f"checkpoint: {at}" + (f", {text(event['img_size'])}" if event.get("img_size") else "")
     if "resized" in event:
         old, new = event["resized"]
-        methods = ", ".join(f"`{tensor}` {method}" for tensor, method in event.get("methods", {}).items())
+        methods = ", ".join(f"`{_safe(tensor)}` {_safe(method)}" for tensor, method in event["methods"].items())
         return f"resized from {text(old)} to {text(new)}" + (f": {methods}" if methods else "")
-    return "trained or changed: " + ", ".join(f"`{tensor}`" for tensor in event.get("trained", ()))
+    return "trained or changed: " + ", ".join(f"`{_safe(tensor)}`" for tensor in event["trained"])
+
+
+def _safe(words: str) -> str:
+    """Return words of a file, which anybody may have written, without what Markdown reads as more than words."""
+    return re.sub(r"[^\w .,:;*/@+-]", "?", words)[:200]
 
 
 def since_source(root: nn.Module) -> ResizePlan | None:

@@ -15,8 +15,10 @@ from safetensors.torch import save_file
 from timm.models import _hub
 from torch import Tensor, nn
 
+from timm_resize.core.apply import apply_plan
 from timm_resize.core.find import current_size, find_model
 from timm_resize.core.history import touched
+from timm_resize.core.planner import plan_to
 from timm_resize.errors import ResizeError, UnsupportedModelError
 from timm_resize.hub.atomic_files import replace_files
 from timm_resize.hub.card import is_ours, model_card
@@ -49,8 +51,8 @@ def save_pretrained(
         The paths of `model.safetensors` and of `config.json`.
 
     Raises:
-        UnsupportedModelError: A model that timm's factory did not make, a feature extractor, or tensors without
-            values (meta device).
+        UnsupportedModelError: A model that timm's factory did not make or that was changed since, so that nothing
+            would open what is saved; a feature extractor; tensors without values (meta device).
         ResizeError: An argument of the model's constructor is not JSON.
 
     Example:
@@ -63,12 +65,12 @@ def save_pretrained(
         (96, 96)
     """
     root = find_model(model)
-    _check(root)
+    _check(model, root)
     tensors, about = plain_tensors(root), metadata(root, touched(root))
     target = Path(folder)
     files: list[tuple[str, Callable[[Path], Any]]] = [
         (WEIGHTS, lambda path: save_file(tensors, path, metadata=about)),
-        (CONFIG, lambda path: _write_config(root, path, model_args)),
+        (CONFIG, lambda path: _write_checked_config(root, path, model_args)),
     ]
     if not (target / CARD).exists() or is_ours((target / CARD).read_text(errors="replace")):
         files.append((CARD, lambda path: write_card(root, path, target.name, f"local-dir:{target.name}")))
@@ -81,8 +83,15 @@ def write_card(root: nn.Module, path: Path, name: str, source: str) -> None:
     path.write_text(model_card(root, name, source=source, misfit=stock_misfit(path.parent)))
 
 
-def _check(root: nn.Module) -> None:
+def _check(model: nn.Module, root: nn.Module) -> None:
     name = type(root).__name__
+    inside = {id(t) for t in (*root.parameters(), *root.buffers())}
+    beside = next((k for k, t in model.state_dict(keep_vars=True).items() if id(t) not in inside), None)
+    if beside is not None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: {beside} is not of the {name} that it holds, and would be lost. Save that model "
+            "alone, and the rest with torch.save."
+        )
     config = getattr(root, "pretrained_cfg", None) or {}
     if not config.get("architecture") or not hasattr(root, "num_classes"):
         raise UnsupportedModelError(
@@ -126,7 +135,82 @@ def _write_config(root: nn.Module, path: Path, model_args: dict[str, Any] | None
         data["pool_size"] = None
         for name in ("test_input_size", "test_pool_size"):  # recommendations for the source's weights and size
             data.pop(name, None)
+    _say_classifier_and_stem(root, config)
     path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _say_classifier_and_stem(root: nn.Module, config: dict[str, Any]) -> None:
+    """Let a config say the width of a plain classifier and the channels of the first convolution as they are now.
+
+    The count of classes stands once: transformers' Auto classes take `model_args` and the count as keywords, and refuse
+    it twice.
+    """
+    head = getattr(root, "get_classifier", nn.Identity)()
+    if isinstance(head, nn.Linear) and head.out_features != config["num_classes"]:
+        config["num_classes"] = config["pretrained_cfg"]["num_classes"] = head.out_features
+    args, data = config.get("model_args", {}), config["pretrained_cfg"]
+    args.pop("num_classes", None)
+    if not args:
+        config.pop("model_args", None)
+    stem = data.get("first_conv")
+    conv = root.get_submodule(stem) if isinstance(stem, str) else None
+    if isinstance(conv, nn.Conv2d) and conv.groups == 1 and conv.kernel_size == conv.stride:  # a projection of patches
+        data["input_size"] = [conv.in_channels, *data["input_size"][1:]]
+        if "in_chans" in args:
+            args["in_chans"] = conv.in_channels
+
+
+def _write_checked_config(root: nn.Module, path: Path, model_args: dict[str, Any] | None) -> None:
+    """Write the config, and refuse a model that nothing would build from it.
+
+    Such as one whose classifier was replaced by another module, or that has layers added or taken away.
+    """
+    _write_config(root, path, model_args)
+    have = {k: tuple(v.shape) for k, v in root.state_dict().items()}
+    differs = ""
+    for build in (_as_stock_builds, _as_resized):
+        try:
+            with torch.device("meta"):
+                want = {k: tuple(v.shape) for k, v in build(root, path.parent).state_dict().items()}
+        except (
+            ResizeError,
+            TypeError,
+            ValueError,
+            AssertionError,
+            RuntimeError,
+            ZeroDivisionError,
+            IndexError,
+        ) as error:
+            differs = f"nothing is built from its config ({error})"
+            continue
+        odd = next((k for k in {**have, **want} if have.get(k) != want.get(k)), None)
+        if odd is None:
+            return
+        differs = (
+            f"{odd} is {have.get(odd, 'not there')}, and a model built from its config has {want.get(odd, 'none')}"
+        )
+    raise UnsupportedModelError(
+        f"{type(root).__name__}: {differs}. It would not open again. Undo the change to that layer (merge adapters, remove "
+        "pruning), build the model with arguments that say it, or save its state dict with torch.save."
+    )
+
+
+def _as_stock_builds(root: nn.Module, folder: Path) -> nn.Module:
+    return timm.create_model(f"local-dir:{folder}")
+
+
+def _as_resized(root: nn.Module, folder: Path) -> nn.Module:
+    """Build at the architecture's own size, and resize as this package does when it opens the folder."""
+    config = json.loads((folder / CONFIG).read_text())
+    args = {
+        k: v
+        for k, v in config.get("model_args", {}).items()
+        if not k.endswith(("img_size", "window_size", "grid_size"))
+    }
+    args = {"num_classes": config["num_classes"], "in_chans": config["pretrained_cfg"]["input_size"][0], **args}
+    model = timm.create_model(config["architecture"], **args)
+    apply_plan(model, plan_to(model, current_size(root), constructing=True))
+    return model
 
 
 def stock_misfit(folder: str | os.PathLike[str]) -> str | None:

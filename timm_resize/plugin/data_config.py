@@ -7,7 +7,6 @@ from typing import Any
 from torch import nn
 
 from timm_resize.core.find import current_size, find_model
-from timm_resize.core.history import CHAIN
 from timm_resize.errors import ResizeError
 from timm_resize.plugin.patch import stock
 
@@ -54,10 +53,7 @@ def resolve_data_config(
 
 
 def _resized(model: Any) -> Any:
-    """Return the size of a model that was resized, None where that is the source checkpoint's, or no resize was.
-
-    A model that stock's constructor built at a size is not resized; stock's answer for it is the source's size.
-    """
+    """Return the size of a model, whoever built or resized it; None where that is the source checkpoint's."""
     if not isinstance(model, nn.Module):
         return None
     try:
@@ -65,6 +61,4 @@ def _resized(model: Any) -> Any:
     except ResizeError:  # distributed, scripted: the model inside knows its size, but not as one of ours
         return None
     size, config = current_size(root), getattr(root, "pretrained_cfg", None) or {}
-    if not hasattr(root, CHAIN):
-        return None
     return None if size == tuple((config.get("input_size") or (0, 0, 0))[1:]) else size

@@ -28,16 +28,21 @@ def adopt_(root: nn.Module, path: str | None = None, plan: ResizePlan | None = N
     through.
     """
     config: dict[str, Any] = getattr(root, "pretrained_cfg", None) or {}
-    name = os.path.basename(path) if path else checkpoint_name(config) or "?"
-    events = adopted(path or checkpoint_file(config), name)
-    if path and not events:
-        events = ({"checkpoint": name, "img_size": list((plan.old_size if plan else current_size(root)) or ())},)
-    if events or hasattr(root, CHAIN):
-        root._resize_chain, root._resize_history = {}, extended(events, plan) if plan else events  # type: ignore
+    name = os.path.basename(path) if path else checkpoint_name(config) or "a state dict"
+    size = plan.old_size if plan else current_size(root)
+    read: Events = ({"checkpoint": name, "img_size": list(size or ())},)
+    events = adopted(path or checkpoint_file(config), name) or read
+    if hasattr(root, CHAIN):
+        setattr(root, CHAIN, {})
+    setattr(root, HISTORY, extended(events, plan) if plan else events)
 
 
 METADATA = "timm_resize"
 """Key in the metadata of a safetensors file, for JSON: versions, architecture, img_size [H, W], history."""
+
+
+MOST = 1000
+"""Events of a file's history; a longer one was not written by this package."""
 
 
 def metadata(root: nn.Module, changed: list[str]) -> dict[str, str]:
@@ -54,23 +59,24 @@ def metadata(root: nn.Module, changed: list[str]) -> dict[str, str]:
 
 
 def history(root: nn.Module, changed: list[str]) -> list[dict[str, Any]]:
-    """Return the whole history of a model up to now; for one of a stock build, the checkpoint that its config names."""
-    config: dict[str, Any] = getattr(root, "pretrained_cfg", None) or {}
+    """Return the whole history of a model up to now; it begins with None where this package loaded no weights."""
     events = list(getattr(root, HISTORY, ()))
     if not any("checkpoint" in event for event in events):
-        size = (config.get("input_size") or (None,))[1:]
-        events.insert(0, {"checkpoint": checkpoint_name(config), "img_size": list(size)})
+        events.insert(0, {"checkpoint": None, "img_size": None})
     return [*events, {"trained": sorted({generic_name(key) for key in changed})}] if changed else events
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """Return what this package recorded in a safetensors file, {} where it recorded nothing that can be read."""
+    """Return what this package recorded in a safetensors file, {} where it recorded nothing that can be read.
+
+    Anybody may have written it: callers check what they take.
+    """
     if Path(path).suffix != ".safetensors":
         return {}
     try:
         with safe_open(path, framework="pt") as file:
             record = json.loads((file.metadata() or {}).get(METADATA, "{}"))
-    except (OSError, ValueError, SafetensorError):
+    except (OSError, ValueError, RecursionError, SafetensorError):
         return {}
     return record if isinstance(record, dict) else {}
 
@@ -78,18 +84,36 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 def recorded_size(path: str | Path) -> Size | None:
     """Return the image size (H, W) recorded in a safetensors file, None where there is none."""
     size = read_metadata(path).get("img_size")
-    if isinstance(size, list) and len(size) == 2 and all(type(s) is int and s > 0 for s in size):
-        return size[0], size[1]
-    return None
+    return (size[0], size[1]) if size and _is_size(size) else None
 
 
 def adopted(path: str | Path | None, name: str) -> Events:
     """Return the history that a file brings along, ending with its own being read as `name`; () when it has none."""
     record = read_metadata(path) if path else {}
     events = record.get("history")
-    if not isinstance(events, list) or not all(isinstance(event, dict) for event in events):
+    size = record.get("img_size")
+    if not isinstance(events, list) or len(events) > MOST or not all(map(_is_event, events)) or not _is_size(size):
         return ()
-    return (*events, {"checkpoint": name, "img_size": record.get("img_size")})
+    return (*events, {"checkpoint": name, "img_size": size})
+
+
+def _is_event(event: Any) -> bool:
+    """Whether an entry of a file's history is one that this package writes."""
+    if not isinstance(event, dict):
+        return False
+    if event.keys() == {"checkpoint", "img_size"}:
+        return isinstance(event["checkpoint"], (str, type(None))) and _is_size(event["img_size"])
+    if event.keys() == {"resized", "methods"}:
+        sizes, methods = event["resized"], event["methods"]
+        pair = isinstance(sizes, list) and len(sizes) == 2 and all(size and _is_size(size) for size in sizes)
+        return pair and isinstance(methods, dict) and all(isinstance(v, str) for v in methods.values())
+    names = event.get("trained")
+    return event.keys() == {"trained"} and isinstance(names, list) and all(isinstance(n, str) for n in names)
+
+
+def _is_size(size: Any) -> bool:
+    """Whether a recorded size is one, or stands for none."""
+    return not size or (isinstance(size, list) and len(size) == 2 and all(type(s) is int and s > 0 for s in size))
 
 
 def checkpoint_name(config: dict[str, Any]) -> str | None:
