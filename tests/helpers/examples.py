@@ -25,8 +25,8 @@ ALWAYS = {next(iter(family.examples)) for family in families() if family.example
     "vit_small_patch16_rope_ape_224",
     "vit_tiny_r_s16_p8_224",
 }
-"""The first example of every family, and those with layers that it has not: every default run tries them. The others are
-marked slow, and CI runs a part of them."""
+"""The first example of every family, and those with layers that it has not, for every default run; the others are slow,
+and CI runs a part of them."""
 
 
 def example(name: str) -> nn.Module:
