@@ -7,6 +7,7 @@ import pickle
 import warnings
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -243,3 +244,68 @@ def test_at_size_keeps_what_was_learnt():
     assert model.patch_embed.img_size == (224, 224)
     assert model.pos_embed.shape == before.shape
     assert (model.pos_embed - before).mean() > 0.5
+
+
+class Scored(torch.nn.Module):
+    """Holds a model two levels down, and does something of its own with what it gives."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.inner = torch.nn.ModuleDict({"net": model})
+        self.score = torch.nn.Linear(10, 2)
+
+    def forward(self, x, scale=1.0):
+        return self.score(self.inner["net"](x)) * scale
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_what_holds_a_model_is_run_whole(train):
+    """A wrapper's own layers and arguments take part, at every size; gradients reach both."""
+    model = redraw_(timm.create_model("resmlp_12_224", num_classes=10)).train(train)
+    net = Scored(model)
+    multi = timm_resize.MultiSize(net)
+    assert multi.state_dict().keys() == net.state_dict().keys()
+    for size in ((224, 224), (192, 96)):
+        x = torch.randn(2, 3, *size)
+        resized = copy.deepcopy(model)
+        timm_resize.resize_(resized, size)
+        want = net.score(resized(x)) * 3
+        got = multi(x, scale=3)
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+        net.zero_grad()
+        got.sum().backward()
+        assert net.score.weight.grad.abs().sum() > 0
+        assert all(p.grad is not None for p in model.parameters())
+
+
+def test_the_models_public_attributes_pass_through():
+    """What training loops ask a model for: configuration, classes, groups, features; what neither has is an error."""
+    model = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=3)
+    multi = timm_resize.MultiSize(model)
+    assert multi.pretrained_cfg is model.pretrained_cfg
+    assert (multi.num_classes, multi.no_weight_decay()) == (3, model.no_weight_decay())
+    assert multi.group_matcher() == model.group_matcher()
+    assert timm.data.resolve_model_data_config(multi) == timm.data.resolve_model_data_config(model)
+    for duplicate in (copy.deepcopy(multi), pickle.loads(pickle.dumps(multi))):
+        assert duplicate.num_classes == 3
+    with pytest.raises(AttributeError, match="nonsense"):
+        multi.nonsense  # noqa: B018
+
+
+def test_biases_kept_in_eval_follow_their_table():
+    """LeViT keeps its biases in eval: a second backward works, and a change of a table is seen."""
+    model = redraw_(timm.create_model("levit_128s", num_classes=3)).eval()
+    multi = timm_resize.MultiSize(model)
+    for size in ((224, 224), (96, 160)):
+        x = torch.randn(2, 3, *size)
+        for _ in range(2):
+            multi(x).sum().backward()
+        with torch.no_grad():
+            multi(x)
+            for name, p in model.named_parameters():
+                if name.endswith("attention_biases"):
+                    p.add_(0.5 * torch.randn_like(p))
+            fresh = timm.create_model("levit_128s", num_classes=3).eval()
+            fresh.load_state_dict(model.state_dict())
+            timm_resize.resize_(fresh, size)
+            torch.testing.assert_close(multi(x), fresh(x), rtol=1e-5, atol=1e-5)

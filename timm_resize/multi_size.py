@@ -27,6 +27,7 @@ from timm_resize.core.values import like_parameter, model_writes
 from timm_resize.errors import ResizeError
 from timm_resize.geometry import Size, SizeLike, parse_size
 from timm_resize.resample import Resample
+from timm_resize.weights.names import path_in
 
 Tensors = Mapping[str, Tensor | None]
 
@@ -86,7 +87,7 @@ class MultiSize(nn.Module):
     are the plain model's.
 
     Args:
-        model: A timm model, at the size that its weights are kept at, or something that holds exactly one.
+        model: A timm model, at the size that its weights are kept at, or what holds exactly one and is run whole.
         max_bytes: Most bytes that the size-dependent tensors of all sizes may take together.
         **options: As for `plan_resize`, for every size.
 
@@ -99,22 +100,52 @@ class MultiSize(nn.Module):
         (6, 10)
     """
 
+    _biases: list[object]
+
     def __init__(self, model: nn.Module, *, max_bytes: int = 1 << 28, **options: Unpack[ResizeOptions]) -> None:
         """Check that the model can be resized; nothing is computed yet."""
         super().__init__()
         if not isinstance(max_bytes, int) or max_bytes < 0:
             text = f"MultiSize: max_bytes={max_bytes!r} is not a number of bytes. Use 2**28 for 256 MiB."
             raise ResizeError(text, model="MultiSize", argument="max_bytes", value=max_bytes)
-        self.model = find_model(model)
+        while "_orig_mod" in model._modules:  # what torch.compile made runs the one model that it compiled
+            model = model.get_submodule("_orig_mod")
+        self._path = path_in(model, find_model(model))
+        self.model = model
         self.max_bytes = max_bytes
         self.options = options
-        make_request(type(self.model).__name__, **options)
+        make_request(type(self._root).__name__, **options)
         self._reset()
         self._register_load_state_dict_pre_hook(_add_prefix)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Run the model as resized to the images `x` (batch, channels, height, width)."""
-        return self.at((x.shape[-2], x.shape[-1]))(x, *args, **kwargs)
+        """Run the model, in what holds it, as resized to the images `x` (batch, channels, height, width)."""
+        return self._holding(self.at((x.shape[-2], x.shape[-1])))(x, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what this module has not from the model, whose configuration and groups training loops ask for."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_") or "model" not in self.__dict__.get("_modules", {}):
+                raise
+            return getattr(self.model, name)
+
+    @property
+    def _root(self) -> nn.Module:
+        """The timm model in what was given."""
+        return self.model.get_submodule(self._path)
+
+    def _holding(self, root: nn.Module) -> nn.Module:
+        """Return what was given with a view of its timm model in the model's place."""
+        if root is self._root:
+            return self.model
+        parts = self._path.split(".") if self._path else []
+        for i in reversed(range(len(parts))):
+            holder = shallow_copy(self.model.get_submodule(".".join(parts[:i])))
+            holder._modules[parts[i]] = root
+            root = holder
+        return root
 
     def at(self, img_size: SizeLike) -> nn.Module:
         """Return the model as resized to a size: an ordinary timm model that shares what does not depend on the size.
@@ -125,14 +156,25 @@ class MultiSize(nn.Module):
         Raises:
             InvalidSizeError: The size cannot work; the message names the nearest that can.
         """
-        size = parse_size(img_size, "img_size", type(self.model).__name__)
-        if size == current_size(self.model) and not self.options:
-            return self.model
+        root = self._root
+        size = parse_size(img_size, "img_size", type(root).__name__)
+        if size == current_size(root) and not self.options:
+            self._forget_biases(root)
+            return root
         kept = self._up_to_date(size)
-        if torch.is_grad_enabled() and any(p.requires_grad for p in _parameters(self.model, kept.plan).values()):
-            tensors = {**kept.tensors, **_resampled(self.model, kept.plan, graph=True)}
-            return _assemble(self.model, kept.plan, kept.copied, tensors)
+        if torch.is_grad_enabled() and any(p.requires_grad for p in _parameters(root, kept.plan).values()):
+            tensors = {**kept.tensors, **_resampled(root, kept.plan, graph=True)}
+            return _assemble(root, kept.plan, kept.copied, tensors)
         return kept.model
+
+    def _forget_biases(self, root: nn.Module) -> None:
+        """Empty what LeViT-like attention keeps of its bias tables in eval where that would be wrong."""
+        held = [m for m in root.modules() if m.__dict__.get("attention_bias_cache")]
+        marks = [_place_of(t) for m in held for t in m.parameters(recurse=False)]
+        if held and (torch.is_grad_enabled() or marks != self._biases):
+            for module in held:
+                module.__dict__["attention_bias_cache"] = {}
+        self._biases = marks
 
     def clear(self) -> None:
         """Forget every size's tensors."""
@@ -158,7 +200,7 @@ class MultiSize(nn.Module):
             return kept
         with self._making, torch.inference_mode(False), torch.no_grad():
             old = self._used(size)  # another thread may have made it meanwhile
-            made = old if old is not None and old.is_fresh else _make(self.model, size, self.options, old)
+            made = old if old is not None and old.is_fresh else _make(self._root, size, self.options, old)
             with self._lock:
                 self._kept[size] = made
                 self._kept.move_to_end(size)
@@ -174,6 +216,7 @@ class MultiSize(nn.Module):
 
     def _reset(self) -> None:
         self._kept: OrderedDict[Size, _Kept] = OrderedDict()
+        self._biases = []
         self._lock, self._making = threading.RLock(), threading.RLock()
 
     def __getstate__(self) -> dict[str, object]:

@@ -138,3 +138,4 @@ def test_files_without_a_record_or_with_nonsense_load(metadata, tmp_path):
     theirs = stock("vit_tiny_patch16_224", depth=1, img_size=224, checkpoint_path=path)
     theirs.set_input_size((96, 96))
     torch.testing.assert_close(ours.pos_embed, theirs.pos_embed, atol=1e-5, rtol=0)
+    timm_resize.save_pretrained(ours, tmp_path / "again")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.utils import prune
 
 import timm_resize
 from tests.helpers.oracle import image, redraw_, stock
@@ -294,3 +296,117 @@ def test_misfit_of_a_forward_that_fails(tmp_path):
     again = timm_resize.create_model(f"local-dir:{tmp_path}", pretrained=True, img_size=(192, 256)).eval()
     with torch.no_grad():
         assert torch.equal(again(x), model(x))
+
+
+def vit(**kwargs):
+    return timm_resize.create_model("vit_tiny_patch16_224", img_size=96, depth=1, **kwargs).eval()
+
+
+def test_a_plain_classifier_of_another_width_is_said_in_the_config(tmp_path):
+    """`m.head = nn.Linear(192, 7)` saves as seven classes: stock opens it, and computes the same."""
+    model = vit()
+    model.head = torch.nn.Linear(192, 7)
+    timm_resize.save_pretrained(model, tmp_path)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert again.num_classes == 7
+    assert torch.equal(again(image((96, 96))), model(image((96, 96))))
+
+
+def test_a_projection_of_four_channels_is_said_in_the_config(tmp_path):
+    """A replaced patch projection saves as `in_chans=4`: stock opens it, and computes the same."""
+    model = vit()
+    model.patch_embed.proj = torch.nn.Conv2d(4, 192, 16, 16)
+    timm_resize.save_pretrained(model, tmp_path)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    x = torch.randn(1, 4, 96, 96)
+    assert torch.equal(again(x), model(x))
+
+
+def test_the_count_of_classes_stands_once(tmp_path):
+    """`model_args` has no `num_classes`, which transformers' Auto classes would be given twice."""
+    timm_resize.save_pretrained(vit(num_classes=5), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["num_classes"] == 5
+    assert "num_classes" not in config["model_args"]
+    assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True).num_classes == 5
+
+
+def changed(how):
+    """Return a model that nothing would build from its config, or something that holds more than a model."""
+    model = vit()
+    if how == "two layers":
+        model.head = torch.nn.Sequential(torch.nn.Linear(192, 8), torch.nn.Linear(8, 7))
+    elif how == "another norm":
+        model.norm = torch.nn.RMSNorm(192)
+    elif how == "pruned":
+        prune.l1_unstructured(model.blocks[0].mlp.fc1, "weight", 0.5)
+    elif how == "adapter":
+        model.blocks[0].attn.qkv.lora_A = torch.nn.Linear(192, 4)
+    elif how == "a block less":
+        model.blocks = torch.nn.Sequential()
+    elif how == "holder":
+        return torch.nn.Sequential(model, torch.nn.Linear(1000, 7))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [
+        ("two layers", "head.0.weight is (8, 192), and a model built from its config has none"),
+        ("another norm", "norm.bias is not there, and a model built from its config has (192,)"),
+        ("pruned", "blocks.0.mlp.fc1.weight_orig is (768, 192), and a model built from its config has none"),
+        ("adapter", "blocks.0.attn.qkv.lora_A.weight is (4, 192), and a model built from its config has none"),
+        ("a block less", "blocks.0.norm1.weight is not there, and a model built from its config has (192,)"),
+        ("holder", "Sequential: 1.weight is not of the VisionTransformer that it holds, and would be lost"),
+    ],
+)
+def test_what_would_not_open_again_is_refused_and_leaves_what_was_there(how, text, tmp_path):
+    """The error names the first tensor that differs; the folder keeps its files, byte for byte."""
+    timm_resize.save_pretrained(vit(), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(timm_resize.UnsupportedModelError, match=re.escape(text)):
+        timm_resize.save_pretrained(changed(how), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_random_weights_say_that_they_are(tmp_path):
+    """Neither the card nor the metadata names a checkpoint that was not loaded; one that was is named."""
+    timm_resize.save_pretrained(vit(), tmp_path / "random")
+    card = (tmp_path / "random" / "README.md").read_text()
+    assert "Checkpoint: random initialisation, or weights that were loaded by something else" in card
+    assert "base_model" not in card
+    again = timm_resize.create_model(f"local-dir:{tmp_path / 'random'}", pretrained=True, img_size=64)
+    timm_resize.save_pretrained(again, tmp_path / "loaded")
+    assert "Checkpoint: random, resized from" in (tmp_path / "loaded" / "README.md").read_text()
+
+
+def test_words_of_a_file_are_words_in_the_card(tmp_path):
+    """A history that somebody wrote into a file cannot put Markdown, links or front matter into the next card."""
+    event = {"checkpoint": "x\n---\n[here](http://e.vil) <script>`", "img_size": [96, 96]}
+    record = json.dumps({"img_size": [96, 96], "history": [event, event]})
+    path = str(tmp_path / "weights.safetensors")
+    save_file(vit().state_dict(), path, metadata={"timm_resize": record})
+    model = timm_resize.create_model("vit_tiny_patch16_224", img_size=96, depth=1, checkpoint_path=path)
+    timm_resize.save_pretrained(model, tmp_path / "next")
+    card = (tmp_path / "next" / "README.md").read_text()
+    assert "- checkpoint: x?---??here??http://e.vil? ?script??, 96x96" in card
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder", "large"])
+def test_what_is_no_plain_file_in_the_cards_place_is_left_alone(kind, tmp_path):
+    """A link, a pipe, a folder or a huge README.md is neither read nor replaced."""
+    card = tmp_path / "README.md"
+    if kind == "link":
+        (tmp_path / "elsewhere").write_text("theirs")
+        card.symlink_to(tmp_path / "elsewhere")
+    elif kind == "pipe":
+        os.mkfifo(card)
+    elif kind == "folder":
+        card.mkdir()
+    else:
+        card.write_bytes(b"x" * (1 << 21))
+    before = card.lstat()
+    timm_resize.save_pretrained(vit(), tmp_path)
+    after = card.lstat()
+    assert (before.st_ino, before.st_mode, before.st_size) == (after.st_ino, after.st_mode, after.st_size)
+    assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True).patch_embed.img_size == (96, 96)

@@ -194,3 +194,16 @@ def test_groups_and_freezing():
     assert sum(len(g["params"]) for g in groups) == len(names)
     assert timm_resize.freeze_unresized_(model, plan) == len(tables)
     assert {n for n, p in model.named_parameters() if p.requires_grad} == tables
+
+
+def test_an_optimizer_of_another_model_is_refused():
+    """So is what is no optimizer: an error that says what it is, and nothing has changed."""
+    model, other = small(), small()
+    before = {n: t.clone() for n, t in tensors(model).items()}
+    with pytest.raises(timm_resize.ResizeError, match="optimizer=AdamW holds none of the model's parameters"):
+        timm_resize.resize_(model, 96, optimizer=torch.optim.AdamW(other.parameters()))
+    scheduler = torch.optim.lr_scheduler.StepLR(torch.optim.SGD(model.parameters(), lr=1.0), 1)
+    for thing, name in ((scheduler, "StepLR"), (next(model.parameters()), "Parameter")):
+        with pytest.raises(timm_resize.ResizeError, match=f"optimizer={name} is not an optimizer"):
+            timm_resize.resize_(model, 96, optimizer=thing)
+    assert all(torch.equal(t, before[n]) for n, t in tensors(model).items())

@@ -63,18 +63,26 @@ def test_a_holders_state_dict_keeps_its_names(path):
     [
         lambda k: f"module.{k}",
         lambda k: f"_orig_mod.module.{k}",
-        lambda k: f"module.net._orig_mod.{k}",
         lambda k: k.replace("blocks.0.", "blocks.0._orig_mod."),
         lambda k: f"_fsdp_wrapped_module.{k.replace('blocks.0.', 'blocks.0._checkpoint_wrapped_module.')}",
     ],
 )
-def test_prefixes_of_wrappers_in_any_nesting(rename):
-    """Names with DDP's, compile's, FSDP's and checkpointing's parts go out as they came in, counters too."""
+def test_parts_of_wrappers_that_the_model_has_not_go(rename):
+    """Names with DDP's, compile's, FSDP's and checkpointing's parts, and an average's counter: the model loads them."""
     small, large = vit(224), vit(96)
     given = {"n_averaged": torch.tensor(3), **{rename(k): v for k, v in small.state_dict().items()}}
     out = timm_resize.resize_state_dict(given, large)
-    assert list(out) == list(given)
-    torch.testing.assert_close(out[rename("pos_embed")], expected(small, (96, 96))["pos_embed"], rtol=0, atol=1e-5)
+    assert not large.load_state_dict(out).missing_keys
+    torch.testing.assert_close(out["pos_embed"], expected(small, (96, 96))["pos_embed"], rtol=0, atol=1e-5)
+
+
+def test_parts_of_wrappers_in_the_middle():
+    """A compiled model in a holder, into the plain one: what else the holder has goes along."""
+    given = {f"net._orig_mod.{k}": v for k, v in vit(224).state_dict().items()} | {"proto": torch.zeros(3)}
+    holder = Holder(vit(96), "net")
+    assert not holder.load_state_dict(timm_resize.resize_state_dict(given, holder)).missing_keys
+    plain = timm_resize.resize_state_dict(given, vit(96))  # not at the same place: as they came in
+    assert plain.keys() == given.keys()
 
 
 def test_a_part_of_the_model_is_fitted_alone():

@@ -83,6 +83,12 @@ def optimizer_writes(
         maps: The map of each resampled parameter, before the parameters are written.
         names: Name of each parameter by id, for the remarks.
     """
+    kind = type(optimizer).__name__
+    if not isinstance(getattr(optimizer, "state", None), Mapping) or not hasattr(optimizer, "param_groups"):
+        raise ResizeError(f"optimizer={kind} is not an optimizer. Give one, or a list of them.", argument="optimizer")
+    if not any(id(param) in names for group in optimizer.param_groups for param in group["params"]):
+        text = f"optimizer={kind} holds none of the model's parameters. Give the optimizer of this model."
+        raise ResizeError(text, argument="optimizer")
     writes: Writes = []
     remarks: list[str] = []
     states = optimizer.state
@@ -93,7 +99,6 @@ def optimizer_writes(
         state = states.get(param) or {}
         if odd and state:
             name = names.get(id(param), "a parameter")
-            kind = type(optimizer).__name__
             remarks.append(f"{kind} state of {name} starts afresh: its {', '.join(odd)} cannot be resampled.")
             writes.append(partial(Transaction.item, mapping=states, key=param, new=MISSING))
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ CONFIG = "config.json"
 
 
 CARD = "README.md"
+LARGEST_CARD = 1 << 20
+"""Bytes of a model card; a larger one was not written by this package."""
 
 
 def save_pretrained(
@@ -72,10 +75,18 @@ def save_pretrained(
         (WEIGHTS, lambda path: save_file(tensors, path, metadata=about)),
         (CONFIG, lambda path: _write_checked_config(root, path, model_args)),
     ]
-    if not (target / CARD).exists() or is_ours((target / CARD).read_text(errors="replace")):
+    if may_replace(target / CARD):
         files.append((CARD, lambda path: write_card(root, path, target.name, f"local-dir:{target.name}")))
     replace_files(target, files)
     return target / WEIGHTS, target / CONFIG
+
+
+def may_replace(card: Path) -> bool:
+    """Whether a model card is not there, or as this package wrote it; what is no plain file is not even read."""
+    if not os.path.lexists(card):
+        return True
+    plain = stat.S_ISREG(card.lstat().st_mode) and card.lstat().st_size <= LARGEST_CARD
+    return plain and is_ours(card.read_text(errors="replace"))
 
 
 def write_card(root: nn.Module, path: Path, name: str, source: str) -> None:
@@ -160,6 +171,10 @@ def _say_classifier_and_stem(root: nn.Module, config: dict[str, Any]) -> None:
             args["in_chans"] = conv.in_channels
 
 
+NOT_BUILT = (ResizeError, TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError, IndexError)
+"""What a constructor raises at a size that it does not expect."""
+
+
 def _write_checked_config(root: nn.Module, path: Path, model_args: dict[str, Any] | None) -> None:
     """Write the config, and refuse a model that nothing would build from it.
 
@@ -172,26 +187,17 @@ def _write_checked_config(root: nn.Module, path: Path, model_args: dict[str, Any
         try:
             with torch.device("meta"):
                 want = {k: tuple(v.shape) for k, v in build(root, path.parent).state_dict().items()}
-        except (
-            ResizeError,
-            TypeError,
-            ValueError,
-            AssertionError,
-            RuntimeError,
-            ZeroDivisionError,
-            IndexError,
-        ) as error:
-            differs = f"nothing is built from its config ({error})"
+        except NOT_BUILT as error:
+            differs = differs or f"nothing is built from its config ({error})"
             continue
         odd = next((k for k in {**have, **want} if have.get(k) != want.get(k)), None)
         if odd is None:
             return
-        differs = (
-            f"{odd} is {have.get(odd, 'not there')}, and a model built from its config has {want.get(odd, 'none')}"
-        )
+        here, there = have.get(odd, "not there"), want.get(odd, "none")
+        differs = f"{odd} is {here}, and a model built from its config has {there}"
     raise UnsupportedModelError(
-        f"{type(root).__name__}: {differs}. It would not open again. Undo the change to that layer (merge adapters, remove "
-        "pruning), build the model with arguments that say it, or save its state dict with torch.save."
+        f"{type(root).__name__}: {differs}. It would not open again. Undo the change to that layer (merge adapters, "
+        "remove pruning), build the model with arguments that say it, or save its state dict with torch.save."
     )
 
 
@@ -202,11 +208,8 @@ def _as_stock_builds(root: nn.Module, folder: Path) -> nn.Module:
 def _as_resized(root: nn.Module, folder: Path) -> nn.Module:
     """Build at the architecture's own size, and resize as this package does when it opens the folder."""
     config = json.loads((folder / CONFIG).read_text())
-    args = {
-        k: v
-        for k, v in config.get("model_args", {}).items()
-        if not k.endswith(("img_size", "window_size", "grid_size"))
-    }
+    sized = ("img_size", "window_size", "grid_size")
+    args = {k: v for k, v in config.get("model_args", {}).items() if not k.endswith(sized)}
     args = {"num_classes": config["num_classes"], "in_chans": config["pretrained_cfg"]["input_size"][0], **args}
     model = timm.create_model(config["architecture"], **args)
     apply_plan(model, plan_to(model, current_size(root), constructing=True))

@@ -117,7 +117,7 @@ def load_checkpoint(
     names, tensors = by_own_names(state_dict, root, outer, checkpoint.img_size)
     tensors, plan = fitted(tensors, root, source=source_size, recorded=checkpoint.img_size, keyword="source_size")
     if bare(names.prefix) and bare(names.prefix) == bare(outer):  # of all that holds the model, not of it alone
-        target, tensors = model, names.put_back(tensors, state_dict)
+        target, tensors = model, names.put_back(tensors, state_dict, outer)
     else:
         target, tensors = root, names.with_unknown(tensors, state_dict)
     check_fits(tensors, target, strict)

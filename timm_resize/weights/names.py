@@ -91,12 +91,22 @@ class Names:
         """Return tensors with what a state dict of the model alone has besides, which strict loads refuse."""
         return dict(tensors) if bare(self.prefix) else {**self.below(state_dict), **tensors}
 
-    def put_back(self, tensors: Mapping[str, Any], state_dict: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the state dict with the model's entries replaced by `tensors`, all under the names that came in."""
-        start = f"{self.prefix}." if self.prefix else ""
-        put = {self.mine.get(name, start + name): value for name, value in tensors.items()}
-        gone = {*self.mine.values(), *self.gone} - put.keys()
-        return {**{k: put.get(k, v) for k, v in state_dict.items() if k not in gone}, **put}
+    def put_back(self, tensors: Mapping[str, Any], state_dict: Mapping[str, Any], path: str) -> dict[str, Any]:
+        """Return the state dict with the model's entries replaced by `tensors`, under the names that came in.
+
+        At the same place, which `path` is in what will load them, names have no parts of wrappers that are not there.
+        """
+        start, there = (f"{place}." if place else "" for place in (self.prefix, path))
+        if bare(self.prefix) == bare(path):
+            renamed = {key: there + name for name, key in self.mine.items()}
+            put = {there + name: value for name, value in tensors.items()}
+            gone = {*self.gone, "n_averaged"}
+        else:
+            renamed = {key: key for key in self.mine.values()}
+            put = {self.mine.get(name, start + name): value for name, value in tensors.items()}
+            gone = {*self.gone}
+        kept = {renamed.get(key, key): value for key, value in state_dict.items() if key not in gone}
+        return {key: put.get(key, value) for key, value in {**kept, **put}.items()}
 
 
 def by_own_names(

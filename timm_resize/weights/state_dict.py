@@ -45,8 +45,9 @@ def resize_state_dict(
         **options: As for `plan_resize`.
 
     Returns:
-        A new dict under the names that came in; what does not depend on the size, or is not of the timm model, is the
-        same object. Files of other programs that stock's filters rename get the names of `model`.
+        A new dict under the names that came in, but without the parts that wrappers (`torch.compile`, DDP, averages …)
+        added and `model` has not; what does not depend on the size, or is not of the timm model, is the same object.
+        Files of other programs that stock's filters rename get the names of `model`.
 
     Raises:
         CheckpointError: Nothing of the model is there, or the tensors fit no size that is known; give `source`.
@@ -59,8 +60,9 @@ def resize_state_dict(
         <All keys matched successfully>
     """
     root = find_model(model)
-    names, tensors = by_own_names(state_dict, root, path_in(model, root))
-    return names.put_back(fitted(tensors, root, source=source, **options)[0], state_dict)
+    path = path_in(model, root)
+    names, tensors = by_own_names(state_dict, root, path)
+    return names.put_back(fitted(tensors, root, source=source, **options)[0], state_dict, path)
 
 
 def fitted(
