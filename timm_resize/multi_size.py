@@ -170,7 +170,7 @@ class MultiSize(nn.Module):
     def _forget_biases(self, root: nn.Module) -> None:
         """Empty what LeViT-like attention keeps of its bias tables in eval where that would be wrong."""
         held = [m for m in root.modules() if m.__dict__.get("attention_bias_cache")]
-        marks = [_place_of(t) for m in held for t in m.parameters(recurse=False)]
+        marks: list[object] = [_place_of(t) for m in held for t in m.parameters(recurse=False)]
         if held and (torch.is_grad_enabled() or marks != self._biases):
             for module in held:
                 module.__dict__["attention_bias_cache"] = {}
