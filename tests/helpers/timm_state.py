@@ -15,6 +15,8 @@ def timm_objects():
                 found[name, key] = id(value)
                 if isinstance(value, type) and value.__module__.startswith("timm"):
                     for attr, member in vars(value).items():
+                        if attr == "__slotnames__":  # Python's own, of a class that was copied
+                            continue
                         found[value.__module__, value.__qualname__, attr] = id(member)
                 if isinstance(value, types.FunctionType):
                     found[name, key, "code"] = id(value.__code__)

@@ -47,11 +47,11 @@ def test_what_the_caller_asks_for_holds():
         assert resolve_data_config({}, pretrained_cfg={"input_size": (3, 8, 8)})["input_size"] == (3, 8, 8)
 
 
-def test_what_stock_built_has_stocks_answer():
-    """A size that stock's own constructor took is not a resize: timm's function says what it says in stock."""
+def test_what_stock_built_at_a_size_has_that_size():
+    """A model has one size, whoever gave it: timm's function says the one that the constructor took."""
     with timm_resize.install():
         model = timm.create_model("vit_tiny_patch16_224", img_size=96, depth=1)
-        assert resolve_data_config({}, model=model)["input_size"] == (3, 224, 224)
+        assert resolve_data_config({}, model=model)["input_size"] == (3, 96, 96)
     assert timm_resize.data_config(model)["input_size"] == (3, 96, 96)
 
 

@@ -21,7 +21,7 @@ from timm_resize.core.find import current_size, find_model
 from timm_resize.core.history import touched
 from timm_resize.core.planner import plan_to
 from timm_resize.errors import ResizeError, UnsupportedModelError
-from timm_resize.hub.atomic_files import replace_files
+from timm_resize.hub.atomic_files import STAGE, replace_files
 from timm_resize.hub.card import is_ours, model_card
 from timm_resize.weights.provenance import metadata
 
@@ -85,6 +85,8 @@ def may_replace(card: Path) -> bool:
     """Whether a model card is not there, or as this package wrote it; what is no plain file is not even read."""
     if not os.path.lexists(card):
         return True
+    if card.is_symlink() and os.readlink(card).startswith(STAGE):  # of a save that was killed
+        card = card.resolve()
     plain = stat.S_ISREG(card.lstat().st_mode) and card.lstat().st_size <= LARGEST_CARD
     return plain and is_ours(card.read_text(errors="replace"))
 

@@ -162,17 +162,20 @@ class Source:
         return cls(name, {**factory, "pretrained_cfg": config}, arguments, saved)
 
     def build(self, pretrained: bool, load: Function | None = None, **geometry: Any) -> nn.Module:
-        """Run stock's own code; with `load` a copy of it that calls that in place of timm's `load_pretrained`."""
-        create = stock("timm.models._factory.create_model")
-        if load is not None:
+        """Run a copy of stock's own code, which calls `load`, if given, in place of timm's `load_pretrained`.
 
-            def entrypoint(*args: Any) -> Function:
-                return calling(_factory.model_entrypoint(*args), {_builder.load_pretrained: load})
+        Stock records in `model._model_args` what it is called with. The geometry goes by it, straight to the entry point:
+        for a class that takes no `img_size` stock could not rebuild the model from that record.
+        """
 
-            create = calling(create, {_factory.model_entrypoint: entrypoint})
-        model = create(self.name, pretrained, **self.factory, **{**self.arguments, **geometry})
-        model._model_args = {k: v for k, v in model._model_args.items() if k not in GEOMETRY}
-        return model
+        def entrypoint(*args: Any) -> Function:
+            entry = _factory.model_entrypoint(*args)
+            if load is not None:
+                entry = calling(entry, {_builder.load_pretrained: load})
+            return functools.partial(entry, **geometry)
+
+        create = calling(stock("timm.models._factory.create_model"), {_factory.model_entrypoint: entrypoint})
+        return create(self.name, pretrained, **self.factory, **self.arguments)
 
 
 def check_known(model_name: str) -> None:
@@ -213,7 +216,12 @@ def _loaded(
     try:
         try:
             model = source.build(True, loader, **source.saved)
-        except (AssertionError, TypeError, ValueError) as error:  # a size that stock's constructor does not express
+        except (
+            AssertionError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+        ) as error:  # a size that stock's constructor does not express
             if not source.saved or isinstance(error, CheckpointError):
                 raise
             loader = PretrainedLoader(source.saved, source_size, assign)

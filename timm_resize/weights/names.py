@@ -54,7 +54,7 @@ class Names:
         Raises:
             CheckpointError: Nothing of the model is there, too little, or two parts fit as well.
         """
-        own = {plain(key): key for key in root.state_dict()}
+        own = {plain(key): key for key in root.state_dict(keep_vars=True)}
         found: dict[str, dict[str, str]] = {}
         for key in state_dict:
             parts = plain(key).split(".")
@@ -125,7 +125,7 @@ def by_own_names(
     Raises:
         CheckpointError: Nothing of the model is there.
     """
-    own = root.state_dict().keys()
+    own = root.state_dict(keep_vars=True).keys()
     try:
         names = Names.of(state_dict, root, path)
     except CheckpointError:
@@ -152,7 +152,7 @@ def _renamed(
     The filter also resamples what is not of its model's size, in stock's way; it is run on an empty copy of each size
     that the file may be of, until there is nothing to resample.
     """
-    rename, own = family_filter(root), root.state_dict()
+    rename, own = family_filter(root), root.state_dict(keep_vars=True)
     if rename is None:
         return None
     given = {v.untyped_storage().data_ptr() for v in state_dict.values() if isinstance(v, Tensor)}
@@ -168,11 +168,12 @@ def _renamed(
             raise
         except Exception:  # a size that cannot be; names that the filter does not know: each raises what it likes
             continue
-        shapes = {k: tuple(v.shape) for k, v in at_source.state_dict().items()}
+        shapes = {k: tuple(v.shape) for k, v in at_source.state_dict(keep_vars=True).items()}
         as_they_were = all(out[k].untyped_storage().data_ptr() in given for k in sized if k in out)
         fits = as_they_were and shape_mismatch(shapes, out, classifier_prefixes(root)) is None
         if fits and len(own.keys() - out.keys()) < len(lacking):
-            return {k: v for k, v in out.items() if k not in computed(out, root)}
+            gone = computed(out, root)
+            return {k: v for k, v in out.items() if k not in gone}
     return None
 
 
@@ -225,7 +226,7 @@ def unpacked(checkpoint: Any, use_ema: bool = True) -> Any:
 
 def computed(state_dict: Mapping[str, Any], root: nn.Module, prefix: str = "") -> frozenset[str]:
     """Return the names of masks, indices, coordinates and caches that other programs save and the model computes."""
-    start, own = (f"{prefix}." if prefix else ""), root.state_dict()
+    start, own = (f"{prefix}." if prefix else ""), root.state_dict(keep_vars=True)
     buffers = {f"{path}.{n}" if path else n for path, module in root.named_modules() for n in module._buffers}
     names = {start + plain(name) for name in buffers if name not in own}
     return frozenset(key for key in state_dict if plain(key) in names)

@@ -133,7 +133,8 @@ def _filtered_at_source(
                 state_dict = filter_fn(state_dict, model)
             except TypeError:  # as stock: filters of one argument
                 state_dict = filter_fn(state_dict)
-    return {key: value for key, value in state_dict.items() if key not in computed(state_dict, model)}
+    gone = computed(state_dict, model)
+    return {key: value for key, value in state_dict.items() if key not in gone}
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from timm_resize.core.find import current_size, root_handler
 from timm_resize.core.planner import shapes_at
 from timm_resize.errors import CheckpointError
-from timm_resize.geometry import Size
+from timm_resize.geometry import Size, parse_size
 
 SQUARES = tuple(
     dict.fromkeys([*sorted({*range(32, 1025, 16), *range(28, 1037, 14)}), *range(24, 1033, 12), *range(1040, 2049, 16)])
@@ -37,7 +37,7 @@ def checkpoint_geometry(
     if found is not None:
         return found
     _check_sizeless(tensors, root)
-    shapes = {k: tuple(v.shape) for k, v in root.state_dict().items()}
+    shapes = {k: tuple(v.shape) for k, v in root.state_dict(keep_vars=True).items()}
     kind = "square" if target is None or target[0] == target[1] else "recorded"
     raise CheckpointError(
         f"{name}: the checkpoint fits neither the model's {target} nor any {kind} size: "
@@ -54,16 +54,29 @@ def source_geometry(
     Returns:
         Keywords for `make_request`, empty for the present geometry; None when nothing fits.
     """
-    shapes, skipped = {k: tuple(v.shape) for k, v in root.state_dict().items()}, classifier_prefixes(root)
-    tried = list(candidates(state_dict, root, *hints, recorded=recorded))
-    handler = root_handler(root)
-    if handler is not None and "window_size" in handler.options:  # then with the windows that the tables have
-        tried += [{**o, "window_size": w} for o in tried if (w := windows_of(state_dict, root, o.get("img_size")))]
-    for options in tried:
+    shapes, skipped = {k: tuple(v.shape) for k, v in root.state_dict(keep_vars=True).items()}, classifier_prefixes(root)
+    for options in _with_windows(list(candidates(state_dict, root, *hints, recorded=recorded)), state_dict, root):
         changed = shapes_at(root, **options) if options else {}
         if changed is not None and shape_mismatch({**shapes, **changed}, state_dict, skipped) is None:
             return options
     return None
+
+
+def _with_windows(
+    options: list[dict[str, Any]], state_dict: Mapping[str, Any], root: nn.Module
+) -> Iterator[dict[str, Any]]:
+    """Yield geometries as they are, then each with the windows that the checkpoint's tables have."""
+    yield from options
+    handler = root_handler(root)
+    if handler is not None and "window_size" in handler.options:
+        for each in options:
+            size = parse_size(each["img_size"]) if "img_size" in each else None
+            if windows := windows_of(state_dict, root, size):
+                yield {**each, "window_size": windows}
+
+
+_TABLE = re.compile(r"(?:layers|stages)[._](\d+)\.blocks\.\d+\.attn\.(relative_position_bias_table|attention_biases)$")
+"""Names of tables in models whose `window_size` is one per stage."""
 
 
 def windows_of(tensors: Mapping[str, Any], root: nn.Module, img_size: Size | None = None) -> tuple[Size, ...] | None:
@@ -75,7 +88,7 @@ def windows_of(tensors: Mapping[str, Any], root: nn.Module, img_size: Size | Non
     height, width = img_size or current_size(root) or (1, 1)
     windows: dict[int, Size] = {}
     for key, tensor in tensors.items():
-        found = re.match(r"(?:layers|stages)[._](\d+)\..*\.(relative_position_bias_table|attention_biases)$", key)
+        found = _TABLE.match(key)
         if found is None or not isinstance(tensor, Tensor) or tensor.dim() != 2 or int(found[1]) in windows:
             continue
         offsets = found[2] == "relative_position_bias_table"
@@ -113,7 +126,7 @@ def patch_size(root: nn.Module) -> Any:
 
 def patch_of(state_dict: Mapping[str, Any], root: nn.Module) -> Size | None:
     """Return the checkpoint's patch size where its patch projection has another kernel than the model's."""
-    own = root.state_dict()
+    own = root.state_dict(keep_vars=True)
     for key in ("patch_embed.proj.weight", "stem.proj.weight"):
         weight = state_dict.get(key)
         if key in own and isinstance(weight, Tensor) and weight.dim() == 4 and weight.shape[2:] != own[key].shape[2:]:
@@ -153,7 +166,7 @@ def check_given(owner: str, given: Size | None, recorded: Size | None, keyword: 
 
 def _check_sizeless(state_dict: Mapping[str, Any], root: nn.Module) -> None:
     """Raise CheckpointError for a tensor of another shape that no image size explains."""
-    shapes = {k: tuple(v.shape) for k, v in root.state_dict().items()}
+    shapes = {k: tuple(v.shape) for k, v in root.state_dict(keep_vars=True).items()}
     sized = next((changed for s in SQUARES if (changed := shapes_at(root, img_size=(s, s)))), {})
     misfit = shape_mismatch({k: v for k, v in shapes.items() if k not in sized}, state_dict, classifier_prefixes(root))
     if misfit:

@@ -88,7 +88,7 @@ def fitted(
         CheckpointError: The tensors fit no size that is known, or not the one that is given or recorded.
     """
     name, target = type(root).__name__, current_size(root)
-    own, skipped = root.state_dict(), classifier_prefixes(root)
+    own, skipped = root.state_dict(keep_vars=True), classifier_prefixes(root)
     shapes = {k: tuple(v.shape) for k, v in own.items()}
     given = None if source is None else parse_size(source, keyword, name)
     found = checkpoint_geometry(tensors, root, given, recorded, keyword)
@@ -103,7 +103,9 @@ def fitted(
     for constructing in (True, False):  # with the constructor's windows, or with windows scaled like the image
         there = planning_copy(root)
         apply_plan(there, plan_to(there, **found, constructing=constructing))
-        if misfit := shape_mismatch({k: tuple(v.shape) for k, v in there.state_dict().items()}, tensors, skipped):
+        if misfit := shape_mismatch(
+            {k: tuple(v.shape) for k, v in there.state_dict(keep_vars=True).items()}, tensors, skipped
+        ):
             continue
         plan = plan_to(there, target, constructing=constructing, **options)
         check_finite(tensors, plan)
@@ -149,7 +151,7 @@ def check_finite(state_dict: Mapping[str, Any], plan: ResizePlan) -> None:
 def check_fits(state_dict: Mapping[str, Any], root: nn.Module, strict: bool) -> None:
     """Raise CheckpointError before anything is loaded where a load would raise half-way, or cast to nonsense."""
     check_values(state_dict, root)
-    own = root.state_dict()
+    own = root.state_dict(keep_vars=True)
     missing = [k for k in own if k not in state_dict] if strict else []
     unexpected = [k for k in state_dict if k not in own] if strict else []
     misfit = shape_mismatch({k: tuple(v.shape) for k, v in own.items()}, state_dict, ())
@@ -163,7 +165,7 @@ def check_values(state_dict: Mapping[str, Any], root: nn.Module) -> None:
     Integers for floats, or reverse, would be cast silently, and so would numbers beyond the model's type.
     """
     name = type(root).__name__
-    for key, tensor in root.state_dict().items():
+    for key, tensor in root.state_dict(keep_vars=True).items():
         given = state_dict.get(key, tensor)
         if odd := _odd(given, tensor):
             raise CheckpointError(f"{name}: {key} {odd}. Give a checkpoint that holds the values of its tensors.")
@@ -182,7 +184,7 @@ def check_covers(state_dict: Mapping[str, Any], root: nn.Module) -> None:
     Stock loads without `strict` where the number of classes differs. A new classifier is then left as it was drawn, and
     so is a norm after a changed pool; a block, or a tensor that depends on the size, is not.
     """
-    name, own = type(root).__name__, root.state_dict()
+    name, own = type(root).__name__, root.state_dict(keep_vars=True)
     missing = [key for key in own if key not in state_dict]
     if len(missing) == len(own):
         raise CheckpointError(
