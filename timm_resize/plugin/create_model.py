@@ -164,8 +164,8 @@ class Source:
     def build(self, pretrained: bool, load: Function | None = None, **geometry: Any) -> nn.Module:
         """Run a copy of stock's own code, which calls `load`, if given, in place of timm's `load_pretrained`.
 
-        Stock records in `model._model_args` what it is called with. The geometry goes by it, straight to the entry point:
-        for a class that takes no `img_size` stock could not rebuild the model from that record.
+        Stock records in `model._model_args` what it is called with. The geometry goes by it, straight to the entry
+        point: for a class that takes no `img_size` stock could not rebuild the model from that record.
         """
 
         def entrypoint(*args: Any) -> Function:
