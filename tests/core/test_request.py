@@ -9,6 +9,7 @@ import warnings
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations
@@ -215,3 +216,14 @@ def test_errors_without_fields():
     error = pickle.loads(pickle.dumps(timm_resize.CheckpointError("Net: no.")))
     assert isinstance(error, RuntimeError)
     assert (str(error), error.model, error.argument, error.value, error.nearest) == ("Net: no.", "", "", None, ())
+
+
+def test_patches_that_overlap_are_refused():
+    """A projection whose stride is not its patch makes other counts of tokens than its grid says: no plan is made."""
+    model = timm.create_model("vit_tiny_patch16_224", depth=1)
+    model.patch_embed.proj = torch.nn.Conv2d(3, 192, 16, stride=10)
+    with pytest.raises(
+        timm_resize.UnsupportedModelError, match=r"patch_embed.proj has stride=\(10, 10\), its patches are"
+    ):
+        timm_resize.plan_resize(model, (128, 256))
+    assert model.patch_embed.img_size == (224, 224)

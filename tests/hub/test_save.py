@@ -377,6 +377,7 @@ def test_random_weights_say_that_they_are(tmp_path):
     card = (tmp_path / "random" / "README.md").read_text()
     assert "Checkpoint: random initialisation, or weights that were loaded by something else" in card
     assert "base_model" not in card
+    assert "augreg" not in card
     again = timm_resize.create_model(f"local-dir:{tmp_path / 'random'}", pretrained=True, img_size=64)
     timm_resize.save_pretrained(again, tmp_path / "loaded")
     assert "Checkpoint: random, resized from" in (tmp_path / "loaded" / "README.md").read_text()

@@ -45,7 +45,7 @@ def model_card(model: nn.Module, name: str, *, source: str, misfit: str | None =
     loaded = last_checkpoint(root)
     if loaded and loaded == checkpoint_name(config) and str(config.get("hf_hub_id", "")).count("/") == 1:
         front.append(f"base_model: {config['hf_hub_id']}")
-    architecture = ".".join(filter(None, (config.get("architecture"), config.get("tag"))))
+    architecture = ".".join(filter(None, (config.get("architecture"), loaded and config.get("tag"))))
     at = f" at {text(size)} pixels (height x width)" if size else ""
     lines = [
         "---",

@@ -10,6 +10,7 @@ from torch import nn
 
 from timm_resize.core.context import Changes, Context, Grids, Returning
 from timm_resize.core.registry import register
+from timm_resize.errors import UnsupportedModelError
 from timm_resize.geometry import Size, ceil_div, divisible, floor_div, left_over, short, text, times
 from timm_resize.handlers.layers.feature_info import plan_reductions
 
@@ -54,6 +55,13 @@ def plan_patch_embed(
         align_corners: Of position embeddings; a kernel has no use for it.
     """
     patch = ctx.request.patch_size or tuple(embed.patch_size)
+    stride = tuple(getattr(embed.proj, "stride", embed.patch_size))
+    if isinstance(embed, PatchEmbed) and stride != tuple(embed.patch_size):
+        raise UnsupportedModelError(
+            f"{type(ctx.root).__name__}: {ctx.path(embed)}.proj has stride={stride}, its patches are "
+            f"{tuple(embed.patch_size)}: they overlap, or leave gaps. Give it the stride of its patches, or register a "
+            "handler for a patch embedding of your own."
+        )
     size = ctx.new_size if given is None else given
     grid = floor_div(size, patch)
     if given is None:
