@@ -20,9 +20,7 @@ TRAIT = "resized_img_size"
 timm exports `_traits['img_size']` as a constructor argument, which such a class would reject on reload.
 """
 
-
 SIZE_TRAITS = ("img_size", TRAIT)
-
 
 _DISTRIBUTED = {
     "DistributedDataParallel": "Call timm_resize.resize_ddp on every rank: it resizes model.module and wraps it again.",

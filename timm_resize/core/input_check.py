@@ -19,10 +19,8 @@ from timm_resize.geometry import Size
 GUARD = "input_guard"
 """Attribute of a guarded module: (model, its (H, W), then the lowest and highest side that it takes: h, h, w, w)."""
 
-
 HOOK = "timm_resize.guard"
 """Key of the check among the module's forward pre-hooks."""
-
 
 Guard = tuple[str, int, int, int, int, int, int]
 

@@ -161,7 +161,6 @@ class Mark:
 MISSING = Mark("MISSING")
 """Either side of a change of an attribute that is not there then."""
 
-
 CACHE = Mark("CACHE")
 """Old side of a change that empties a cache, whatever it holds by the time the plan is applied."""
 

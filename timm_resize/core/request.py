@@ -76,7 +76,6 @@ PRESETS: dict[str, tuple[str, bool]] = {
 }
 """Interpolation and antialias of timm itself; of DeiT, transformers, mmpretrain; of big_vision and the .npz loaders."""
 
-
 POLICIES = ("timm", "keep", "scale")
 
 

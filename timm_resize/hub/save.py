@@ -27,9 +27,7 @@ from timm_resize.weights.provenance import metadata
 
 WEIGHTS = "model.safetensors"
 
-
 CONFIG = "config.json"
-
 
 CARD = "README.md"
 LARGEST_CARD = 1 << 20

@@ -40,7 +40,6 @@ def adopt_(root: nn.Module, path: str | None = None, plan: ResizePlan | None = N
 METADATA = "timm_resize"
 """Key in the metadata of a safetensors file, for JSON: versions, architecture, img_size [H, W], history."""
 
-
 MOST = 1000
 """Events of a file's history; a longer one was not written by this package."""
 
