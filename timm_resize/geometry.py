@@ -105,10 +105,14 @@ def stage_sizes(value: object, stages: int, name: str = "window_size", owner: st
     return tuple(parse_size(v, name, owner) for v in value)
 
 
+def _both(by: int | Size) -> Size:
+    return (by, by) if isinstance(by, int) else by
+
+
 def floor_div(size: Size, by: int | Size) -> Size:
     """Divide both sides, rounding down (a convolution without padding)."""
-    by_h, by_w = (by, by) if isinstance(by, int) else by
-    return size[0] // by_h, size[1] // by_w
+    h, w = _both(by)
+    return size[0] // h, size[1] // w
 
 
 def ceil_div(size: Size, by: int | Size) -> Size:
@@ -118,8 +122,8 @@ def ceil_div(size: Size, by: int | Size) -> Size:
         >>> floor_div((230, 224), 16), ceil_div((230, 224), 16)
         ((14, 14), (15, 14))
     """
-    by_h, by_w = (by, by) if isinstance(by, int) else by
-    return -(-size[0] // by_h), -(-size[1] // by_w)
+    h, w = _both(by)
+    return -(-size[0] // h), -(-size[1] // w)
 
 
 def text(size: Size) -> str:
@@ -139,14 +143,14 @@ def divisible(size: Size, by: int | Size) -> bool:
         >>> divisible((64, 48), 16), divisible((64, 48), (16, 32))
         (True, False)
     """
-    by_h, by_w = (by, by) if isinstance(by, int) else by
-    return size[0] % by_h == 0 and size[1] % by_w == 0
+    h, w = _both(by)
+    return size[0] % h == 0 and size[1] % w == 0
 
 
 def times(size: Size, by: int | Size) -> Size:
     """Multiply both sides."""
-    by_h, by_w = (by, by) if isinstance(by, int) else by
-    return size[0] * by_h, size[1] * by_w
+    h, w = _both(by)
+    return size[0] * h, size[1] * w
 
 
 def left_over(size: Size, used: Size) -> Size:

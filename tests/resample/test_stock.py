@@ -9,7 +9,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed_nhwc
 from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
 
 from tests.helpers.resampling import GRIDS, KERNELS, close, draw, one_axis, ramp
-from timm_resize.resample import patch_kernel, pos_embed, pos_embed_map, rel_pos_axis, rel_pos_table
+from timm_resize.resample import Interpolate, Resample, patch_kernel, pos_embed, pos_embed_map, rel_pos_table
 
 
 @pytest.mark.parametrize(("old", "new"), GRIDS)
@@ -82,9 +82,9 @@ def test_sides_of_one_in_closed_form():
     close(pos_embed((7, 1), (4, 1), mode="bilinear")(ramp(7).reshape(1, 7, 1)).flatten(), want)
 
 
-def test_rel_pos_axis_is_corner_aligned():
+def test_one_axis_corner_to_corner():
     """Offsets -3..3 onto -6..6 hit every old offset exactly and the midpoints between."""
     table = draw(7, 3)
-    out = rel_pos_axis(7, 13)(table)
+    out = Resample((Interpolate(7, 13, "bilinear", False, True),))(table)
     close(out[::2], table, 1e-6)
     close(out[1::2], (table[1:] + table[:-1]) / 2, 1e-6)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -23,8 +24,15 @@ Source = tuple[int, ...]
 class AxisMap:
     """A linear map from `old` samples to `new` samples along one axis.
 
-    Subclasses give `build`, the matrix in float64. They are values: equal fields, equal map.
+    Subclasses give `build`, the matrix in float64, and `LABEL`. They are values: equal fields, equal map.
+
+    Attributes:
+        LABEL: Short name of the method for tables; fields in braces.
+        OLD_SIDE: The fields that say where the old samples are: what `source` holds and `rebase` exchanges.
     """
+
+    LABEL: ClassVar[str] = ""
+    OLD_SIDE: ClassVar[tuple[str, ...]] = ("old",)
 
     old: int
     new: int
@@ -37,11 +45,11 @@ class AxisMap:
     @property
     def source(self) -> Source:
         """The old side's coordinates as plain values, for `rebase`."""
-        return (self.old,)
+        return tuple(getattr(self, name) for name in self.OLD_SIDE)
 
     def rebase(self, source: Source) -> AxisMap:
         """Return the map to the same new side from another old side."""
-        return replace(self, old=source[0])
+        return replace(self, **dict(zip(self.OLD_SIDE, source, strict=True)))
 
     def build(self) -> Tensor:
         """Return the (new, old) matrix, float64."""
@@ -54,7 +62,7 @@ class AxisMap:
     @property
     def label(self) -> str:
         """Short name of the method for tables."""
-        raise NotImplementedError
+        return self.LABEL.format(**vars(self))
 
 
 @lru_cache(maxsize=1024)
@@ -79,35 +87,28 @@ class Interpolate(AxisMap):
     exact: bool = False
 
     def build(self) -> Tensor:
-        """Return the (new, old) matrix, float64."""
-        dtype = torch.float64 if self.exact else torch.float32
-        return _interpolation(self.old, self.new, self.mode, self.antialias, self.align_corners, dtype)
+        """Return the (new, old) matrix, float64.
+
+        The axis is laid along the width: antialiased interpolation of a one-column image along its height is wrong
+        in torch 2.15 (every output is the first sample's).
+        """
+        basis = torch.eye(self.old, dtype=torch.float64 if self.exact else torch.float32)
+        images = basis.reshape(self.old, 1, 1, self.old)  # one per old sample
+        nearest = self.mode == "nearest"
+        out = F.interpolate(
+            images,
+            size=(1, self.new),
+            mode=self.mode,
+            antialias=self.antialias and not nearest,
+            align_corners=None if nearest else self.align_corners,
+        )
+        return out.reshape(self.old, self.new).T.double().contiguous()
 
     @property
     def label(self) -> str:
         """Short name of the method for tables."""
         corners = " align-corners" if self.align_corners else ""
         return f"{self.mode}{' antialias' if self.antialias else ''}{corners}"
-
-
-def _interpolation(
-    old: int,
-    new: int,
-    mode: str,
-    antialias: bool,
-    align_corners: bool | None = None,
-    dtype: torch.dtype = torch.float64,
-) -> Tensor:
-    """Return interpolate()'s (new, old) matrix for one axis, float64.
-
-    The axis is laid along the width: antialiased interpolation of a one-column image along its height is wrong
-    in torch 2.15 (every output is the first sample's).
-    """
-    if mode == "nearest":
-        antialias, align_corners = False, None
-    basis = torch.eye(old, dtype=dtype).reshape(old, 1, 1, old)  # one image per old sample
-    image = F.interpolate(basis, size=(1, new), mode=mode, antialias=antialias, align_corners=align_corners)
-    return image.reshape(old, new).T.double().contiguous()
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,8 @@ class Geometric(AxisMap):
     Source: BEiT fine-tuning (unilm, beit/run_class_finetuning.py) with linear interpolation as in
     timm.layers.pos_embed_rel.resize_rel_pos_bias_table.
     """
+
+    LABEL = "geometric linear"
 
     def build(self) -> Tensor:
         """Return the (new, old) matrix, float64."""
@@ -148,11 +151,6 @@ class Geometric(AxisMap):
         side = [(1.0 - ratio**n) / (1.0 - ratio) for n in range(1, old_half + 1)]
         return [-p for p in reversed(side)] + [0.0, *side]
 
-    @property
-    def label(self) -> str:
-        """Short name of the method for tables."""
-        return "geometric linear"
-
 
 @dataclass(frozen=True)
 class MirroredOffset(AxisMap):
@@ -162,6 +160,8 @@ class MirroredOffset(AxisMap):
     Without `antialias` it is torch's interpolation with align_corners. Torch has no corner-aligned antialias; with it
     the kernels are torch's antialias kernels, whose cubic (a = -0.5) reads a smooth table better when growing, too.
     """
+
+    LABEL = "{mode} over mirrored offsets"
 
     mode: str = "bicubic"
     antialias: bool = True
@@ -185,11 +185,6 @@ class MirroredOffset(AxisMap):
             folded[row, column] = 1.0
         return folded
 
-    @property
-    def label(self) -> str:
-        """Short name of the method for tables."""
-        return f"{self.mode} over mirrored offsets"
-
 
 @dataclass(frozen=True)
 class Adjoint(AxisMap):
@@ -203,6 +198,8 @@ class Adjoint(AxisMap):
     Source: FlexiViT, arXiv 2212.08013, section 3.4 (pseudo-inverse resize).
     """
 
+    LABEL = "{mode} adjoint"
+
     mode: str = "bicubic"
     antialias: bool = True
 
@@ -211,14 +208,9 @@ class Adjoint(AxisMap):
         if self.new == self.old:
             return torch.eye(self.old, dtype=torch.float64)
         if self.new > self.old:
-            grow = _interpolation(self.old, self.new, self.mode, self.antialias)
-            return torch.linalg.pinv(grow).T.contiguous()
-        return _interpolation(self.new, self.old, self.mode, self.antialias).T.contiguous()
-
-    @property
-    def label(self) -> str:
-        """Short name of the method for tables."""
-        return f"{self.mode} adjoint"
+            grow = Interpolate(self.old, self.new, self.mode, self.antialias, exact=True)
+            return torch.linalg.pinv(grow.build()).T.contiguous()
+        return Interpolate(self.new, self.old, self.mode, self.antialias, exact=True).build().T.contiguous()
 
 
 @dataclass(frozen=True)
@@ -230,6 +222,8 @@ class PooledReader(AxisMap):
     Source: the bins of torch.nn.AdaptiveAvgPool2d, from floor(i * new / old) to ceil((i + 1) * new / old).
     """
 
+    LABEL = "as through an adaptive average pool"
+
     def build(self) -> Tensor:
         """Return the (new, old) matrix, float64."""
         matrix = torch.zeros(self.new, self.old, dtype=torch.float64)
@@ -237,11 +231,6 @@ class PooledReader(AxisMap):
             start, end = i * self.new // self.old, -(-(i + 1) * self.new // self.old)
             matrix[start:end, i] = 1.0 / (end - start)
         return matrix
-
-    @property
-    def label(self) -> str:
-        """Short name of the method for tables."""
-        return "as through an adaptive average pool"
 
 
 @dataclass(frozen=True)
@@ -251,23 +240,22 @@ class PatchKernel(AxisMap):
     Source: FlexiViT, arXiv 2212.08013, section 3.4; timm.layers.resample_patch_embed.
     """
 
+    LABEL = "pseudo-inverse {mode}"
+
     mode: str = "bicubic"
     antialias: bool = True
 
     def build(self) -> Tensor:
         """Return the (new, old) matrix, float64."""
-        resize = _interpolation(self.old, self.new, self.mode, self.antialias, dtype=torch.float32)  # as stock
-        return torch.linalg.pinv(resize).T.contiguous()
-
-    @property
-    def label(self) -> str:
-        """Short name of the method for tables."""
-        return f"pseudo-inverse {self.mode}"
+        resize = Interpolate(self.old, self.new, self.mode, self.antialias)  # in float32, as stock
+        return torch.linalg.pinv(resize.build()).T.contiguous()
 
 
 @dataclass(frozen=True)
 class Magnitude(AxisMap):
     """The map of squares that bounds another map: its absolute entries, each row times its own sum."""
+
+    LABEL = "non-negative"
 
     of: AxisMap
 
@@ -275,6 +263,11 @@ class Magnitude(AxisMap):
     def is_identity(self) -> bool:
         """Whether the bounded map keeps its coordinates."""
         return self.of.is_identity
+
+    @property
+    def source(self) -> Source:
+        """The old side's coordinates as plain values, for `rebase`."""
+        return self.of.source
 
     def rebase(self, source: Source) -> AxisMap:
         """Return the bound of the rebased map."""
@@ -285,13 +278,3 @@ class Magnitude(AxisMap):
         """Return the (new, old) matrix, float64."""
         entries = self.of.matrix().abs()
         return entries * entries.sum(1, keepdim=True)
-
-    @property
-    def source(self) -> Source:
-        """The old side's coordinates as plain values, for `rebase`."""
-        return self.of.source
-
-    @property
-    def label(self) -> str:
-        """Short name of the method for tables."""
-        return "non-negative"

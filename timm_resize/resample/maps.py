@@ -44,14 +44,12 @@ def pos_embed(
     return Resample(_interpolate(old, new, mode, antialias, align_corners), dim=dim, flat=True, prefix=prefix)
 
 
-def pos_embed_map(
-    old: Size, new: Size, *, dim: int, mode: str = "bicubic", antialias: bool = True, align_corners: bool | None = None
-) -> Resample:
+def pos_embed_map(old: Size, new: Size, *, dim: int, mode: str = "bicubic", antialias: bool = True) -> Resample:
     """Map a position embedding kept as a map: NHWC for `dim` = 1, NCHW for `dim` = 2.
 
     Source: timm.layers.resample_abs_pos_embed_nhwc.
     """
-    return Resample(_interpolate(old, new, mode, antialias, align_corners), dim=dim)
+    return Resample(_interpolate(old, new, mode, antialias), dim=dim)
 
 
 def rel_pos_table(
@@ -80,17 +78,10 @@ def rel_pos_table(
 
     Source: Swin, arXiv 2103.14030, equation 4; timm.layers.resize_rel_pos_bias_table.
     """
-    offsets = [(2 * a - 1, 2 * b - 1) for a, b in zip(old, new, strict=True)]
-    if mode == "geometric":
-        axes: tuple[AxisMap, ...] = tuple(Geometric(a, b) for a, b in offsets)
-    else:
-        axes = tuple(Interpolate(a, b, mode, antialias and mode != "nearest") for a, b in offsets)
+    old, new = ((2 * h - 1, 2 * w - 1) for h, w in (old, new))  # offsets
+    geometric = tuple(Geometric(a, b) for a, b in zip(old, new, strict=True))
+    axes = geometric if mode == "geometric" else _interpolate(old, new, mode, antialias)
     return Resample(axes, dim=dim, flat=flat, suffix=suffix)
-
-
-def rel_pos_axis(old: int, new: int, *, dim: int = 0, mode: str = "bilinear") -> Resample:
-    """Map a one-axis relative table (offsets, dim) corner to corner; `old` and `new` count offsets."""
-    return Resample((Interpolate(old, new, mode, False, True),), dim=dim)
 
 
 def offset_table(old: Size, new: Size, *, dim: int = 1, mode: str = "bicubic", antialias: bool = True) -> Resample:
