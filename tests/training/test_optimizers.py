@@ -207,3 +207,52 @@ def test_an_optimizer_of_another_model_is_refused():
         with pytest.raises(timm_resize.ResizeError, match=f"optimizer={name} is not an optimizer"):
             timm_resize.resize_(model, 96, optimizer=thing)
     assert all(torch.equal(t, before[n]) for n, t in tensors(model).items())
+
+
+def by_name(model, order):
+    """An AdamW over named parameters in this order, after two steps."""
+    named = dict(model.named_parameters())
+    optimizer = torch.optim.AdamW([(name, named[name]) for name in order], lr=1e-3)
+    train(model, optimizer, tuple(model.patch_embed.img_size))
+    return optimizer
+
+
+def test_states_by_name():
+    """Names in a state dict, with a program's prefix and in another order, say whose each state is."""
+    saved, target = small(), small()
+    timm_resize.resize_(target, 96)
+    names = [name for name, _ in saved.named_parameters()]
+    state = by_name(saved, names[::-1]).state_dict()
+    if "param_names" not in state["param_groups"][0]:
+        pytest.skip("torch before 2.6 keeps no names")
+    state["param_groups"][0]["param_names"] = [f"module.net.{n}" for n in state["param_groups"][0]["param_names"]]
+    optimizer = by_name(target, names)
+    optimizer.load_state_dict(timm_resize.resize_optimizer_state_dict(state, optimizer, target))
+    theirs = dict(zip(names[::-1], (state["state"][i] for i in range(len(names))), strict=True))
+    for name, parameter in target.named_parameters():
+        want = theirs[name]["exp_avg"]
+        if name == "pos_embed":
+            want = resample_abs_pos_embed(want, (6, 6), num_prefix_tokens=1)
+        torch.testing.assert_close(optimizer.state[parameter]["exp_avg"], want)
+
+
+def test_states_keyed_by_name():
+    """A state dict of torch's distributed checkpoints, whose keys are names, keeps them."""
+    saved, target = small(), small()
+    timm_resize.resize_(target, 96)
+    names = [name for name, _ in saved.named_parameters()]
+    plain = by_name(saved, names).state_dict()
+    keyed = {"state": dict(zip(names, plain["state"].values(), strict=True))}
+    keyed["param_groups"] = [{"lr": 1e-3, "params": names[::-1]}]
+    fitted = timm_resize.resize_optimizer_state_dict(keyed, by_name(target, names), target)
+    assert fitted["state"]["cls_token"] is keyed["state"]["cls_token"]
+    assert fitted["state"]["pos_embed"]["exp_avg"].shape == target.pos_embed.shape
+
+
+def test_states_of_other_names():
+    """Names that the optimizer has not are refused, not taken in order."""
+    model = small()
+    names = [name for name, _ in model.named_parameters()]
+    state = by_name(model, names[1:]).state_dict()
+    with pytest.raises(timm_resize.CheckpointError, match="VisionTransformer: the optimizer state has no cls_token in"):
+        timm_resize.resize_optimizer_state_dict(state, by_name(model, names[:-1]), model)

@@ -16,6 +16,7 @@ from timm_resize.core.planner import plan_to
 from timm_resize.errors import CheckpointError
 from timm_resize.geometry import SizeLike, parse_size
 from timm_resize.resample import Resample
+from timm_resize.weights.names import Names
 from timm_resize.weights.source import source_geometry
 
 
@@ -25,7 +26,9 @@ def resize_optimizer_state_dict(
     """Fit an optimizer's state dict saved at one image size to a model at another.
 
     Args:
-        state_dict: From `optimizer.state_dict()` at the other size, with the parameters in the same order. Not changed.
+        state_dict: From `optimizer.state_dict()` at the other size. Parameters are told apart by their names where it
+            gives them (`torch.optim.AdamW(model.named_parameters())`, torch's distributed checkpoints), whatever holds
+            the model; else they are in the same order. Not changed.
         optimizer: The optimizer that will load it, over `model`'s parameters.
         model: The model, at its own size.
         source: Image size (H, W) of the checkpoint; by default the one that the shapes of the state fit.
@@ -35,7 +38,7 @@ def resize_optimizer_state_dict(
         left out, so that it starts afresh.
 
     Raises:
-        CheckpointError: Another number of parameters, or state that fits no size that is known.
+        CheckpointError: Other parameters, another number of them, or state that fits no size that is known.
 
     Example:
         >>> import timm, timm_resize, torch
@@ -50,26 +53,14 @@ def resize_optimizer_state_dict(
     """
     root = find_model(model)
     name = type(root).__name__
+    groups = _paired(state_dict["param_groups"], optimizer, root)
     order = [p for group in optimizer.param_groups for p in group["params"]]
-    saved = [i for group in state_dict["param_groups"] for i in group["params"]]
-    ours, theirs = (
-        [len(g["params"]) for g in groups] for groups in (optimizer.param_groups, state_dict["param_groups"])
-    )
-    if len(order) == len(saved) and ours != theirs:
-        raise CheckpointError(
-            f"{name}: the optimizer state has groups of {theirs} parameters, the optimizer of {ours}. "
-            "Build the optimizer as it was when the state was saved."
-        )
-    if len(order) != len(saved):
-        raise CheckpointError(
-            f"{name}: the optimizer state is of {len(saved)} parameters, the optimizer has {len(order)}. "
-            "Build the optimizer as it was when the state was saved."
-        )
+    saved = [i for group in groups for i in group["params"]]
     names = {id(p): k for k, p in root.named_parameters()}
     keys = {i: names.get(id(p), "") for i, p in zip(saved, order, strict=True)}
     like = _shapes(state_dict["state"], keys, {k: p.shape for k, p in root.named_parameters()})
     maps, shapes = _maps(root, like, source)
-    out = {**state_dict, "state": {}, "param_groups": copy.deepcopy(state_dict["param_groups"])}
+    out = {**state_dict, "state": {}, "param_groups": groups}
     sized = {i: shapes.get(keys.get(i, ""), p.shape) for i, p in zip(saved, order, strict=True)}
     odd = any(misshapen(state, sized[i]) for i, state in state_dict["state"].items() if i in sized)
     for index, state in state_dict["state"].items():
@@ -79,6 +70,41 @@ def resize_optimizer_state_dict(
         elif not odd:
             out["state"][index] = {**state, **mapped_state(state, shapes[key], maps[key])}
     return out
+
+
+def _paired(saved: list[dict[str, Any]], optimizer: OptimizerLike, root: nn.Module) -> list[dict[str, Any]]:
+    """Return copies of saved groups whose parameters stand in the order of the optimizer's.
+
+    Raises:
+        CheckpointError: They are not of the optimizer's parameters.
+    """
+    groups, ours = copy.deepcopy(saved), [len(group["params"]) for group in optimizer.param_groups]
+    theirs = [len(group["params"]) for group in groups]
+    if ours != theirs:
+        raise _other_optimizer(root, f"has groups of {theirs} parameters, the optimizer of {ours}")
+    by_group = [group.get("param_names") or [i for i in group["params"] if isinstance(i, str)] for group in groups]
+    if not all(by_group):
+        return groups
+    names = {id(p): key for key, p in root.named_parameters()}
+    found = Names.of(dict.fromkeys(name for group in by_group for name in group), root).mine
+    for group, theirs_named, here in zip(groups, by_group, optimizer.param_groups, strict=True):
+        at = {name: i for i, name in enumerate(theirs_named)}
+        own = [names.get(id(p), "") for p in here["params"]]
+        lacking = next((key for key in own if key and found.get(key) not in at), None)
+        if lacking:
+            raise _other_optimizer(root, f"has no {lacking} in the group where the optimizer has it")
+        rest = iter([i for name, i in at.items() if name not in {found[key] for key in own if key}])
+        order = [at[found[key]] if key else next(rest) for key in own]
+        for entry in ("params", "param_names"):
+            if entry in group:
+                group[entry] = [group[entry][i] for i in order]
+    return groups
+
+
+def _other_optimizer(root: nn.Module, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{type(root).__name__}: the optimizer state {what}. Build the optimizer as it was when the state was saved."
+    )
 
 
 def _shapes(
