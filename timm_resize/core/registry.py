@@ -6,7 +6,6 @@ import functools
 import importlib
 import inspect
 import pkgutil
-import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import TypeVar
 
 from torch import nn
 
+from timm_resize.core.locks import Lock
 from timm_resize.core.plan import Change
 from timm_resize.errors import ResizeError
 
@@ -37,7 +37,8 @@ class Handler:
         method: How it is carried over, for the same table.
         sizes: Which sizes are valid, for the same table.
         options: Keywords beyond `img_size` that the model's `set_input_size` takes.
-        guarded: Whether the plan may yield `ctx.guard`, so that a model built without a size gets its guard too.
+        guarded: Whether the plan may yield `ctx.guard` or empty a cache, so that a model built without a size gets its
+            checks too.
         examples: Small registered models of this class, one per distinct configuration, with keywords that make
             them smaller still; tests and docs run them.
     """
@@ -92,7 +93,7 @@ class Registry:
 
     def __init__(self) -> None:
         self._handlers: Mapping[type, Handler] = {}  # replaced at each write, so readers need no lock
-        self._writing = threading.Lock()
+        self._writing = Lock()
         # Two locks, as whoever registers may hold the import lock of a module that an entry point names.
         self._own, self._others = _Once(_import_own), _Once(self._import_others)
 
@@ -119,7 +120,7 @@ class Registry:
             method: How it is carried over.
             sizes: Which sizes are valid.
             options: Keywords that `set_input_size` takes beyond `img_size`.
-            guarded: Whether the handler yields `ctx.guard`.
+            guarded: Whether the handler yields `ctx.guard`, or empties a cache.
             examples: Small registered models of this class and keywords that shrink them, for tests and docs. A
                 whole model with `state` must give them; {} for one that `timm.create_model` does not build.
 
@@ -234,7 +235,7 @@ class _Once:
     """Calls a function until it has succeeded once; threads wait for the one that is at it."""
 
     def __init__(self, function: Callable[[], None]) -> None:
-        self.function, self.done, self.lock = function, False, threading.RLock()
+        self.function, self.done, self.lock = function, False, Lock()
 
     def __call__(self) -> None:
         if not self.done:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from timm_resize.core.locks import Lock
 from timm_resize.core.plan import MISSING
 
 Writes = list[Callable[["Transaction"], None]]
 """Each performs one write through the transaction that it is given."""
 
-_turns = threading.RLock()
+_turns = Lock()
 
 
 @contextmanager
@@ -53,20 +53,19 @@ class Transaction:
 
     def parameter(self, param: nn.Parameter, new: Tensor) -> None:
         """Give `param` new data, possibly of another shape; a pending gradient of another shape is dropped."""
-        old, grad = param.data, param.grad
+        old, grad, inferred = param.data, param.grad, param.is_inference()
 
-        def do() -> None:
+        def put(data: Tensor) -> None:
             param.grad = None
-            _reset_accumulator(param)
-            param.data = new
+            with torch.inference_mode(inferred):  # torch would take a tensor half of that mode for none
+                _reset_accumulator(param)
+                param.data = data.clone() if inferred else data
 
         def undo() -> None:
-            param.grad = None
-            _reset_accumulator(param)
-            param.data = old
+            put(old)
             param.grad = grad
 
-        self._log(do, undo)
+        self._log(lambda: put(new), undo)
 
     def gradient(self, param: nn.Parameter, new: Tensor | None) -> None:
         """Set a pending gradient."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import sys
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import timm
 from torch import nn
 
+from timm_resize.core.locks import Lock
 from timm_resize.core.registry import is_model_class
 from timm_resize.errors import ResizeError
 from timm_resize.plugin.create_model import create_model, fast_init_settings
@@ -52,7 +52,7 @@ class Installed:
     """The plugin's state; `with install():` uninstalls at the end."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self.lock = Lock()
         self.exchanges: list[Exchange] = []
         self.methods: dict[type, tuple[Any, Any]] = {}  # class → our `set_input_size`, and its own
 
