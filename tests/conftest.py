@@ -1,14 +1,8 @@
-"""Every test starts and ends with stock timm."""
+"""Every test starts and ends with stock timm. The process that hands out the tests imports neither it nor torch."""
 
 from __future__ import annotations
 
 import pytest
-import torch
-
-import timm_resize
-from timm_resize.plugin.create_model import fast_init_settings
-
-torch.set_num_threads(1)  # the models are tiny; one thread per worker is fastest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,8 +17,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = items[::every]
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    import torch
+
+    torch.set_num_threads(1)  # the models are tiny; one thread per worker is fastest
+
+
 @pytest.fixture(autouse=True)
 def _stock_timm():
+    import timm_resize
+    from timm_resize.plugin.create_model import fast_init_settings
+
     yield
     leaked = len(fast_init_settings)
     while len(fast_init_settings):

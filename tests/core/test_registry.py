@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import threading
 from importlib.metadata import EntryPoint
@@ -12,6 +11,7 @@ from timm.models.levit import Levit
 from torch import nn
 
 import timm_resize
+from tests.helpers.forks import forget_the_package, in_forks
 from timm_resize.core import registry as module
 from timm_resize.core.registry import Registry
 
@@ -175,18 +175,18 @@ def test_override_undoes_what_was_registered_in_it():
 
 def test_a_class_of_ours_is_taken_before_anything_was_planned():
     """The double is found where it is written, not when the handlers load; ours is not lost in silence."""
-    code = """
-import timm_resize
-from timm.models.levit import Levit
-try:
-    @timm_resize.register(Levit)
-    def plan_levit(model, ctx):
-        yield
-except timm_resize.ResizeError as error:
-    print(error)
-"""
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "register(Levit): plan_levit would be its second handler, after timm_resize.handlers.levit.plan_levit" in out
+
+    def register():
+        forget_the_package()
+        import timm_resize
+
+        assert "timm_resize.handlers.levit" not in sys.modules
+        with pytest.raises(timm_resize.ResizeError) as caught:
+            timm_resize.register(Levit)(plan_it)
+        return str(caught.value)
+
+    [text] = in_forks(register)
+    assert "register(Levit): plan_it would be its second handler, after timm_resize.handlers.levit.plan_levit" in text
 
 
 @pytest.fixture

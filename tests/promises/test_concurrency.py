@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
+import os
 import random
-import subprocess
-import sys
+import signal
 import threading
-from pathlib import Path
 
 import pytest
 import timm
@@ -16,7 +16,9 @@ from timm.models import _factory
 from torch import nn
 
 import timm_resize
+from tests.helpers.forks import in_forks
 from tests.helpers.oracle import image, stock
+from timm_resize.core import locks, transaction
 from timm_resize.hub.save import stock_misfit
 
 
@@ -48,10 +50,10 @@ def test_install_and_uninstall_while_models_are_made():
     code = timm.data.resolve_data_config.__code__, timm.models.load_checkpoint.__code__
 
     def work(index):
-        for turn in range(6):
+        for turn in range(3):
             size = 96 + 32 * ((index + turn) % 3)
             with timm_resize.install():
-                model = timm.create_model("levit_128s", img_size=size, num_classes=2)
+                model = timm.create_model("levit_128s", img_size=size, num_classes=2, depth=(1, 1, 1))
                 model.set_input_size(size + 32)
             assert timm_resize.data_config(model)["input_size"] == (3, size + 32, size + 32)
 
@@ -110,7 +112,7 @@ def test_sizes_come_and_go_in_eight_threads():
     def work(seed):
         pick = random.Random(seed)
         with torch.inference_mode():
-            for _ in range(60):
+            for _ in range(20):
                 size = pick.choice(sizes)
                 torch.testing.assert_close(multi(image(size)), alone[size], rtol=1e-6, atol=1e-6)
                 assert multi.nbytes >= 0
@@ -146,28 +148,114 @@ def test_several_threads_resize_one_model():
         assert model(image(size)).isfinite().all()
 
 
-SAVER = """
-import sys
-import torch, timm_resize
-torch.set_num_threads(1)
-model = timm_resize.create_model("vit_tiny_patch16_224", img_size=int(sys.argv[1]), depth=1, num_classes=2)
-for _ in range(15):
-    timm_resize.save_pretrained(model, sys.argv[2])
-"""
-
-
 def test_two_processes_save_to_one_folder(tmp_path):
     """They take turns: in the end the folder holds the files of one of them, whole, and nothing else."""
-    savers = [
-        subprocess.Popen(
-            [sys.executable, "-c", SAVER, size, str(tmp_path)],
-            cwd=Path(__file__).parents[2],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for size in ("96", "160")
-    ]
-    for saver in savers:
-        assert saver.wait(120) == 0, saver.stderr.read()
+
+    def save_often(size):
+        model = timm_resize.create_model("vit_tiny_patch16_224", img_size=size, depth=1, num_classes=2)
+        for _ in range(15):
+            timm_resize.save_pretrained(model, tmp_path)
+
+    in_forks(functools.partial(save_often, 96), functools.partial(save_often, 160))
     assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "config.json", "README.md"}
     assert stock_misfit(tmp_path) is None
+
+
+def in_a_fork(work):
+    """Run `work` in a forked child and assert that it passes; a child that hangs is ended after a minute."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            signal.alarm(60)
+            torch.set_num_threads(1)  # OpenMP's threads are not in the child
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+
+
+@pytest.fixture
+def halfway(monkeypatch):
+    """Let a thread stop after the first write of its resize; yields what starts it, and the event to go on."""
+    inside, go, threads = threading.Event(), threading.Event(), []
+    write = transaction._write
+
+    def stopping(do):
+        write(do)
+        if threading.current_thread() in threads and not inside.is_set():
+            inside.set()
+            assert go.wait(60)
+
+    def start(model, size):
+        threads.append(threading.Thread(target=timm_resize.resize_, args=(model, size)))
+        threads[0].start()
+        assert inside.wait(60)
+
+    monkeypatch.setattr(transaction, "_write", stopping)
+    yield start, go
+    go.set()
+    threads[0].join()
+
+
+@needs_fork
+def test_a_fork_while_a_thread_resizes(halfway, monkeypatch):
+    """The thread, and what it will ever do, is not in the child, which resizes and serves sizes of its own."""
+    monkeypatch.setattr(locks, "PATIENCE", 0.01)
+    one, other = (stock("vit_tiny_patch16_224", depth=1, num_classes=2) for _ in range(2))
+    multi, (start, _) = timm_resize.MultiSize(other), halfway
+    start(one, 96)
+
+    def work():
+        assert multi.at(128).pos_embed.shape == (1, 65, 192)
+        timm_resize.resize_(other, 160)
+        assert other.pos_embed.shape == (1, 101, 192)
+
+    with multi._making:  # the thread that forks goes on in the child, with what it holds
+        in_a_fork(work)
+
+
+@needs_fork
+def test_a_fork_waits_for_the_end_of_a_resize(halfway, monkeypatch):
+    """A child does not get a model that is half of either size."""
+    monkeypatch.setattr(locks, "PATIENCE", 60)
+    model, (start, go) = stock("vit_tiny_patch16_224", depth=1, num_classes=2), halfway
+    start(model, 96)
+    os.register_at_fork(before=go.set)  # runs before what was registered earlier
+
+    def work():
+        assert model.pos_embed.shape == (1, 37, 192)
+        assert model.patch_embed.img_size == (96, 96)
+
+    in_a_fork(work)
+
+
+def test_a_backward_in_another_thread():
+    """Sizes come, go and are forgotten between a forward and its backward: the gradients are those of one thread."""
+    model = stock("vit_tiny_patch16_224", depth=1, num_classes=2)
+    multi, sizes = timm_resize.MultiSize(model, max_bytes=0), ((224, 224), (96, 128), (128, 128))
+    wants = {}
+    for size in sizes:
+        model.zero_grad()
+        multi(image(size)).square().sum().backward()
+        wants[size] = {name: p.grad.clone() for name, p in model.named_parameters()}
+    total = {name: sum(want[name] for want in wants.values()) for name in wants[sizes[0]]}
+    model.zero_grad()
+    losses = [multi(image(size)).square().sum() for size in sizes]
+
+    turn = threading.Lock()  # torch itself loses gradients where two threads add to one
+
+    def work(index):
+        with turn:
+            losses[index].backward()
+        with torch.no_grad():
+            multi(image(sizes[index - 1]))
+        multi.clear()
+
+    in_threads(3, work)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, total[name], rtol=1e-4, atol=1e-5)
