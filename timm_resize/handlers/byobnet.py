@@ -177,6 +177,8 @@ class RelativeOffset(AxisMap):
     one side it would shift the row.
     """
 
+    LABEL = "{mode} corner to corner"
+
     mode: str = "bilinear"
     antialias: bool = True
 
@@ -194,11 +196,6 @@ class RelativeOffset(AxisMap):
         matrix[self.new // 2, self.old // 2] = 1.0
         return matrix
 
-    @property
-    def label(self) -> str:
-        """Short name of the method for tables."""
-        return f"{self.mode} corner to corner"
-
 
 @dataclass(frozen=True)
 class SummedOffset(RelativeOffset):
@@ -210,11 +207,8 @@ class SummedOffset(RelativeOffset):
     Source: LambdaNetworks, arXiv 2102.08602, section 3.1 (position lambdas).
     """
 
+    LABEL = "{mode} corner to corner, times M/M'"
+
     def build(self) -> Tensor:
         """Return the (new, old) matrix, float64."""
         return super().build() * ((self.old + 1) / (self.new + 1))
-
-    @property
-    def label(self) -> str:
-        """Short name of the method for tables."""
-        return f"{super().label}, times M/M'"

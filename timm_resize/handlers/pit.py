@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from timm.models.pit import PoolingVisionTransformer
@@ -69,6 +68,8 @@ class PatchCentre(AxisMap):
         centre: Centre of the first patch in units of the stride.
     """
 
+    OLD_SIDE = ("old", "old_side")
+
     old_side: int
     new_side: int
     centre: float
@@ -79,15 +80,6 @@ class PatchCentre(AxisMap):
     def is_identity(self) -> bool:
         """Whether the image keeps its side."""
         return self.old == self.new and self.old_side == self.new_side
-
-    @property
-    def source(self) -> tuple[Any, ...]:
-        """The old number of patches and side in pixels."""
-        return (self.old, self.old_side)
-
-    def rebase(self, source: tuple[Any, ...]) -> AxisMap:
-        """Return the map to the same new image from another old one."""
-        return replace(self, old=source[0], old_side=source[1])
 
     def build(self) -> Tensor:
         """Return the (new, old) matrix, float64."""
