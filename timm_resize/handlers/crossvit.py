@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import ceil
 
+from timm.models import get_pretrained_cfg
 from timm.models.crossvit import CrossVit, PatchEmbed
 
 from timm_resize.core.context import MISSING, Changes, Context
@@ -99,20 +100,18 @@ def branch_scales(model: CrossVit) -> Scales:
 def _read_scales(model: CrossVit, img_size: Size, sizes: Sequence[Size]) -> Scales:
     """Read the scales off the branch sizes, which tell them up to rounding.
 
-    At the checkpoint's own size every branch is whole patches: look for a scale that does that and leads here.
+    At the architecture's own size every branch is whole patches: look for a scale that does that and leads here.
     """
-    native = max((getattr(model, "pretrained_cfg", None) or {}).get("input_size", (0,))[1:], default=0)
+    config = get_pretrained_cfg((getattr(model, "pretrained_cfg", None) or {}).get("architecture", ""), True)
+    native = config.input_size[1] if config is not None else 0
     axis = int(img_size[1] > img_size[0])
     scales = []
     for embed, size in zip(model.patch_embed, sizes, strict=True):
         scale, patch = size[axis] / img_size[axis], embed.patch_size[axis]
         if native:
             patches = scale * native / patch
-            up, near = ceil(patches - 1e-9) * patch / native, round(patches) * patch / native
-            if _cut(img_size, up) == size:
-                scale = up
-            elif branch_size(embed, img_size, near) == size:
-                scale = near
+            whole = (ceil(patches - 1e-9) * patch / native, round(patches) * patch / native)
+            scale = next((s for s in whole if size in (_cut(img_size, s), branch_size(embed, img_size, s))), scale)
         scales.append(scale)
     return tuple(scales)
 

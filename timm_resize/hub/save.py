@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,17 @@ import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from timm.layers import DropPath
 from timm.models import _hub
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from timm_resize.core.apply import apply_plan
 from timm_resize.core.find import current_size, find_model
 from timm_resize.core.history import touched
-from timm_resize.core.planner import plan_to
 from timm_resize.errors import ResizeError, UnsupportedModelError
 from timm_resize.hub.atomic_files import STAGE, replace_files
 from timm_resize.hub.card import is_ours, model_card
+from timm_resize.plugin.create_model import NOT_BUILT, create_model
 from timm_resize.weights.provenance import metadata
 
 WEIGHTS = "model.safetensors"
@@ -171,49 +173,73 @@ def _say_classifier_and_stem(root: nn.Module, config: dict[str, Any]) -> None:
             args["in_chans"] = conv.in_channels
 
 
-NOT_BUILT = (ResizeError, TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError, IndexError)
-"""What a constructor raises at a size that it does not expect."""
-
-
 def _write_checked_config(root: nn.Module, path: Path, model_args: dict[str, Any] | None) -> None:
-    """Write the config, and refuse a model that nothing would build from it.
+    """Write the config, and refuse a model that nobody could open with it.
 
-    Such as one whose classifier was replaced by another module, or that has layers added or taken away.
+    Such as one whose classifier was replaced by another module, or that has layers added or taken away. The folder is
+    opened as anybody would, on the meta device, with the shapes of the weights in their place.
     """
     _write_config(root, path, model_args)
-    have = {k: tuple(v.shape) for k, v in root.state_dict().items()}
-    differs = ""
-    for build in (_as_stock_builds, _as_resized):
+    have = root.state_dict()
+    empty = {key: tensor.detach().to("meta") for key, tensor in have.items()}
+    name, why = f"local-dir:{path.parent}", ""
+    with torch.device("meta"):
         try:
-            with torch.device("meta"):
-                want = {k: tuple(v.shape) for k, v in build(root, path.parent).state_dict().items()}
+            overlay = {"state_dict": empty, "source": ""}
+            opened = create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
         except NOT_BUILT as error:
-            differs = differs or f"nothing is built from its config ({error})"
+            why = f"it cannot be opened with its config ({' '.join(str(error).split())})"
+            with suppress(*NOT_BUILT):  # what differs from a model that holds nothing yet says more
+                why = _difference(have, timm.create_model(name).state_dict()) or why
+        else:
+            why = _difference(have, opened.state_dict()) or _other_layer(root, opened)
+    if why:
+        raise UnsupportedModelError(
+            f"{type(root).__name__}: {why}. It would not open again as it is. Undo the change to that layer (merge "
+            "adapters, remove pruning), build the model with arguments that say it, or save its state dict with "
+            "torch.save."
+        )
+
+
+def _difference(have: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> str:
+    """Return what the first tensor is that two state dicts do not have in the same shape, '' for none."""
+    for key in {**have, **want}:
+        here, there = (str(tuple(each[key].shape)) if key in each else "" for each in (have, want))
+        if here != there:
+            return f"{key} is {here or 'not there'}, and a model built from its config has {there or 'none'}"
+    return ""
+
+
+IDLE = (nn.Identity, nn.modules.dropout._DropoutNd, DropPath)
+"""Layers that do nothing in evaluation, whatever their rate."""
+
+
+def _other_layer(root: nn.Module, opened: nn.Module) -> str:
+    """Return what the first layer is that computes something else than the one in its place, '' for none.
+
+    A replaced activation, or a norm with another eps, holds the same tensors.
+    """
+    ours, theirs = dict(root.named_modules()), dict(opened.named_modules())
+    for path in {**ours, **theirs}:
+        here, there = (each.get(path, nn.Identity()) for each in (ours, theirs))
+        if isinstance(here, IDLE) and isinstance(there, IDLE):
             continue
-        odd = next((k for k in {**have, **want} if have.get(k) != want.get(k)), None)
-        if odd is None:
-            return
-        here, there = have.get(odd, "not there"), want.get(odd, "none")
-        differs = f"{odd} is {here}, and a model built from its config has {there}"
-    raise UnsupportedModelError(
-        f"{type(root).__name__}: {differs}. It would not open again. Undo the change to that layer (merge adapters, "
-        "remove pruning), build the model with arguments that say it, or save its state dict with torch.save."
-    )
+        if not _alike(type(here), type(there)) or here.extra_repr() != there.extra_repr():
+            names = (f"{type(layer).__name__}({layer.extra_repr()})" for layer in (here, there))
+            return f"{path or 'it'} is {', and opened with its config '.join(names)}"
+    return ""
 
 
-def _as_stock_builds(root: nn.Module, folder: Path) -> nn.Module:
-    return timm.create_model(f"local-dir:{folder}")
+def _alike(one: type[nn.Module], other: type[nn.Module]) -> bool:
+    """Whether layers of two classes compute the same: they are one class, or of torch's and timm's one is the other's.
 
-
-def _as_resized(root: nn.Module, folder: Path) -> nn.Module:
-    """Build at the architecture's own size, and resize as this package does when it opens the folder."""
-    config = json.loads((folder / CONFIG).read_text())
-    sized = ("img_size", "window_size", "grid_size")
-    args = {k: v for k, v in config.get("model_args", {}).items() if not k.endswith(sized)}
-    args = {"num_classes": config["num_classes"], "in_chans": config["pretrained_cfg"]["input_size"][0], **args}
-    model = timm.create_model(config["architecture"], **args)
-    apply_plan(model, plan_to(model, current_size(root), constructing=True))
-    return model
+    Such as timm's LayerNorm and torch's, or a batch norm that is synchronised between processes.
+    """
+    if one is other:
+        return True
+    base = _BatchNorm if issubclass(one, nn.SyncBatchNorm) else one
+    known = all(cls.__module__.startswith(("torch.nn.", "timm.")) for cls in (one, other))
+    return known and (issubclass(other, base) or issubclass(one, other))
 
 
 def stock_misfit(folder: str | os.PathLike[str]) -> str | None:

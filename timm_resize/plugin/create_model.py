@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,9 +21,9 @@ from timm.models import (
 from torch import nn
 
 from timm_resize.core.apply import apply_plan, guard_
-from timm_resize.core.find import find_model, model_handler
-from timm_resize.core.memory import LARGE, check_memory
-from timm_resize.core.planner import plan_request
+from timm_resize.core.find import current_size, find_model, model_handler
+from timm_resize.core.memory import check_memory
+from timm_resize.core.planner import plan_request, plan_to
 from timm_resize.core.request import make_request
 from timm_resize.errors import CheckpointError, ResizeError, UnsupportedModelError, near_names
 from timm_resize.geometry import Size, SizeLike, parse_size
@@ -47,6 +47,9 @@ GEOMETRY = (
 """Constructor keywords that a pretrained build leaves at the checkpoint's values and a resize then sets."""
 FACTORY = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "scriptable", "exportable", "no_jit")
 """Keywords of `timm.create_model` that are not the model's."""
+
+NOT_BUILT = (AssertionError, IndexError, RuntimeError, TypeError, ValueError, ZeroDivisionError)
+"""What stock's constructors raise at a size that they do not expect, our errors among them."""
 
 fast_init_settings: list[bool] = []
 """`fast_init` of every `install` that is in force, the latest last."""
@@ -106,7 +109,13 @@ def _create(
     with ExitStack() as drawn_later:
         drawn_later.enter_context(initial_values.skipped(enabled=skip and bool(pretrained or path)))
         if not sized:
-            model = _native(model_name, pretrained, kwargs)
+            try:
+                model = _native(model_name, pretrained, kwargs)
+            except NOT_BUILT:
+                again = _at_saved_size(model_name, kwargs) if pretrained else None
+                if again is None:
+                    raise
+                model = again
         else:
             wanted = {k: kwargs.pop(k) for k in GEOMETRY if k in kwargs}
             make_request(model_name, wanted["img_size"], patch_size=wanted.get("patch_size"), **own)
@@ -187,14 +196,30 @@ def check_known(model_name: str) -> None:
 
 
 def _native(model_name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
-    """Build as stock does; a model that would run silently wrong at another size gets its guard."""
+    """Build as stock does; a model that would run silently wrong at another size gets its guard.
+
+    One that was saved gets all that its constructor makes wrong at the size that it was saved at.
+    """
     check_known(model_name)
     model = stock("timm.models._factory.create_model")(model_name, pretrained, **kwargs)
     root = find_model(model)
     if pretrained:
         adopt_(root)
+    if parse_model_name(model_name)[0] is not None and model_handler(root) is not None:
+        with suppress(ResizeError):  # a configuration of the user's own that we know nothing of: as stock
+            apply_plan(root, plan_to(root, current_size(root), constructing=True), outer=model)
     guard_(root)
     return model
+
+
+def _at_saved_size(model_name: str, kwargs: dict[str, Any]) -> nn.Module | None:
+    """Open a saved model whose size stock's constructor does not express; None where that is not what went wrong."""
+    if parse_model_name(model_name)[0] is None:
+        return None
+    with suppress(*NOT_BUILT):
+        config = Source.resolve(model_name, dict(kwargs)).factory["pretrained_cfg"]
+        return _create(model_name, True, None, False, {**kwargs, "img_size": tuple(config["input_size"][1:])})
+    return None
 
 
 def open_at_own_size(model_name: str, *, source_size: SizeLike | None = None, **kwargs: Any) -> nn.Module:
@@ -216,13 +241,8 @@ def _loaded(
     try:
         try:
             model = source.build(True, loader, **source.saved)
-        except (
-            AssertionError,
-            TypeError,
-            ValueError,
-            RuntimeError,
-        ) as error:  # a size that stock's constructor does not express
-            if not source.saved or isinstance(error, CheckpointError):
+        except NOT_BUILT:  # a size that stock's constructor does not express
+            if not source.saved:
                 raise
             loader = PretrainedLoader(source.saved, source_size, assign)
             model = source.build(True, loader, **_native_size(source.name))
@@ -249,9 +269,9 @@ def _random(source: Source, wanted: dict[str, Any], own: dict[str, Any]) -> tupl
     if own.get("window_policy", "timm") == "timm":  # others mean windows that stock's constructor has not
         try:
             return source.build(False, **wanted), {}
-        except (torch.OutOfMemoryError, MemoryError):
-            raise
-        except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError, IndexError):
+        except NOT_BUILT:
+            if _takes(source, wanted):
+                raise  # it was the memory, for one
             torch.set_rng_state(state)
     model = source.build(False)  # raises again what was not about the size
     if model_handler(find_model(model)) is None:
@@ -284,14 +304,32 @@ def _resize(
 
 
 def _check_memory(source: Source, geometry: dict[str, Any]) -> None:
-    """Raise InvalidSizeError before stock's constructor allocates more for a large image than there is."""
-    size = parse_size(geometry["img_size"], "img_size", "create_model") if "img_size" in geometry else (0, 0)
-    if max(size) <= LARGE:
+    """Raise InvalidSizeError before stock's constructor allocates more than there is.
+
+    Up to twice the side that the architecture was made for, 16 times its largest table, it cannot.
+    """
+    if "img_size" not in geometry:
         return
-    device = source.arguments.get("device") or "cpu"
-    with torch.device("meta"):
-        root = find_model(source.build(False, device=torch.device("meta")))
+    size = parse_size(geometry["img_size"], "img_size", "create_model")
+    native = _native_size(source.name).get("img_size", (0,))
+    if max(size) <= 2 * max(native) and not geometry.keys() - {"img_size", *OWN_OPTIONS}:
+        return
+    root = find_model(_without_memory(source, {}))
     if model_handler(root) is not None:
         options = {k: v for k, v in geometry.items() if k != "img_size"}
         request = make_request(type(root).__name__, size, constructing=True, **options)
-        check_memory(root, plan_request(root, request), torch.device(device))
+        check_memory(root, plan_request(root, request), torch.device(source.arguments.get("device") or "cpu"))
+
+
+def _takes(source: Source, geometry: dict[str, Any]) -> bool:
+    """Whether stock's constructor takes a geometry, memory aside."""
+    with suppress(*NOT_BUILT):
+        return bool(_without_memory(source, geometry).state_dict())
+    return False
+
+
+def _without_memory(source: Source, geometry: dict[str, Any]) -> nn.Module:
+    """Return what stock's constructor makes of a geometry on the meta device."""
+    meta = torch.device("meta")
+    with torch.random.fork_rng(devices=()), meta:
+        return replace(source, arguments={**source.arguments, "device": meta}).build(False, **geometry)
