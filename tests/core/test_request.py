@@ -12,7 +12,6 @@ import pytest
 import timm
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations
 
 import timm_resize
 from tests.helpers.oracle import image, stock, tensors
@@ -123,14 +122,6 @@ def test_a_ddp_model_is_refused(model, tmp_path):
             timm_resize.resize_(wrapped, 64)
     finally:
         torch.distributed.destroy_process_group()
-
-
-def test_a_parametrised_model_is_refused(model):
-    """A parametrised layer is named, with the call that removes it."""
-    duplicate = copy.deepcopy(model)
-    parametrizations.weight_norm(duplicate.blocks[0].mlp.fc1)
-    with pytest.raises(timm_resize.UnsupportedModelError, match=r"blocks\.0\.mlp\.fc1 is parametrised\. Call .*remove"):
-        timm_resize.resize_(duplicate, 64)
 
 
 @pytest.mark.filterwarnings("ignore")

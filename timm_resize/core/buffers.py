@@ -9,15 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from timm_resize.core.copies import own, shallow_copy
-from timm_resize.core.plan import Change, Rebuild, Reinitialise, ResizePlan, shape_of
+from timm_resize.core.plan import Change, Rebuild, Reinitialise, ResizePlan, shape_of, submodule
 from timm_resize.core.transaction import set_attribute
 from timm_resize.errors import UnsupportedModelError
+from timm_resize.resample import Resample
 
 Key = tuple[Callable[..., Tensor], tuple[Hashable, ...], torch.device, torch.dtype]
 
 
 def new_buffers(modules: dict[str, nn.Module], plan: ResizePlan) -> dict[str, Tensor | None]:
-    """Compute every new buffer of the plan's `modules`, by path; equal rebuilds are computed once.
+    """Compute every rebuilt tensor of the plan's `modules`, by path; equal rebuilds are computed once.
 
     Those that no state dict holds then share their memory: nothing of stock's writes to one. The others are copied,
     as files of tensors that share memory cannot be saved.
@@ -26,7 +27,7 @@ def new_buffers(modules: dict[str, nn.Module], plan: ResizePlan) -> dict[str, Te
     built: dict[Key, Tensor] = {}
     filled: dict[str, nn.Module] = {}
     for change in plan:
-        if change.kind != "buffer":
+        if change.kind == "attribute" or isinstance(change.how, Resample):
             continue
         if isinstance(change.how, Reinitialise):
             if change.path not in filled:
@@ -52,12 +53,19 @@ def _misfit(module: nn.Module, change: Change, plan: ResizePlan, made: Tensor | 
 
 
 def _rebuilt(module: nn.Module, change: Change, how: Rebuild, built: dict[Key, Tensor]) -> Tensor:
-    path, _, name = (how.like or change.name).rpartition(".")
-    like: Tensor = getattr(module.get_submodule(path), name)
+    like = _like(module, how.like or change.name)
     key = (how.fn, how.args, like.device, like.dtype)
     if key not in built:
         built[key] = how.fn(*how.args, device=like.device, dtype=like.dtype)
     return built[key].detach() if change.name in module._non_persistent_buffers_set else built[key].clone()
+
+
+def _like(module: nn.Module, name: str) -> Tensor:
+    """Return a tensor of the module, or, where its place is taken by something else, any other that it has."""
+    owner = submodule(module, name.rpartition(".")[0]) or module
+    tensor = getattr(owner, name.rpartition(".")[2], None)
+    floating = (p for p in module.parameters() if p.is_floating_point())
+    return tensor if isinstance(tensor, Tensor) else next(floating, torch.empty(0))
 
 
 def _reinitialised(module: nn.Module, path: str, plan: ResizePlan) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar, overload
 
@@ -10,15 +10,17 @@ import torch
 from torch import nn
 
 from timm_resize.core.copies import meta_copy
-from timm_resize.core.find import Walk, walk
-from timm_resize.core.input_check import GUARD, guard_of
-from timm_resize.core.maps import Maps
-from timm_resize.core.plan import CACHE, MISSING, Change, Rebuild, Reinitialise, same_value, shape_of
+from timm_resize.core.find import walk
+from timm_resize.core.hidden import View, unwrap
+from timm_resize.core.plan import MISSING as MISSING  # for handlers, which import from here
+from timm_resize.core.plan import Change
+from timm_resize.core.plan import Rebuild as Rebuild
+from timm_resize.core.plan import Reinitialise as Reinitialise
 from timm_resize.core.registry import Handler, handler_for
 from timm_resize.core.request import Request
+from timm_resize.core.tensors import Tensors
 from timm_resize.errors import ResizeError, UnsupportedModelError
-from timm_resize.geometry import Size, parse_size, stage_sizes, text
-from timm_resize.resample import Resample, maps
+from timm_resize.geometry import Size, parse_size, stage_sizes
 
 Changes = Generator[Change, None, Any]
 """What a handler is: it yields changes, and may return what the handler that visits it needs to know."""
@@ -52,136 +54,23 @@ class Invalid(Exception):  # noqa: N818  (a signal between handler and planner, 
     """Raised by a handler for a size that cannot work; the planner adds the nearest valid ones."""
 
 
-class Context(Maps):
+class Context(Tensors):
     """Passed to every handler of one plan. Reads the model, never writes to it."""
 
     def __init__(
-        self, root: nn.Module, request: Request, old_size: Size | None, new_size: Size, modules: Walk | None = None
+        self, root: nn.Module, request: Request, old_size: Size | None, new_size: Size, view: View | None = None
     ) -> None:
-        """Start a plan of `root`, whose image size goes from `old_size` to `new_size`; `modules` are its `walk`."""
-        super().__init__(request)
-        self.root = root
+        """Start a plan of `root`, whose image size goes from `old_size` to `new_size`, as `view` shows it."""
+        view = unwrap(root, walk(root))[0] if view is None else view
+        super().__init__(view, request, new_size)
         self.old_size = old_size
-        self.new_size = new_size
         self.model_args: dict[str, object] = {}
         self.built_args: dict[str, object] = {}
         self.models: list[nn.Module] = []  # whole models inside the root, whose bookkeeping is theirs
         self.notes: list[str] = []
         self.warnings: list[str] = []
-        self._modules = walk(root) if modules is None else modules
-        self._paths = {id(m): path for path, m, _ in self._modules}
-        self._seen: set[tuple[int, str]] = set()
+        self._modules = view.modules
         self._visited: set[int] = set()
-
-    def attribute(self, module: nn.Module, **values: object) -> Iterator[Change]:
-        """Set Python attributes of `module`; those that already hold the value are left out.
-
-        An empty dict empties a cache, which forward may fill between the plan and its use: never left out.
-        """
-        for name, new in values.items():
-            if isinstance(new, dict) and not new and self._first(module, name):
-                yield Change(self.path(module), name, "attribute", CACHE, new)
-                continue
-            old = module.__dict__.get(name, MISSING)
-            if not same_value(old, new) and self._first(module, name):
-                yield Change(self.path(module), name, "attribute", old, new)
-
-    def parameter(self, module: nn.Module, name: str, how: Resample) -> Iterator[Change]:
-        """Resample a parameter of `module` (None is left alone); nothing when the map is the identity.
-
-        Raises:
-            ResizeError: `module` has no such parameter, or `how` is not a map.
-            UnsupportedModelError: The parameter has another shape than the map is for.
-        """
-        tensor = module._parameters.get(name)
-        if tensor is None and getattr(module, name, MISSING) is not None:
-            raise self._misuse("parameter", module, f"it has no parameter {name!r}. {_names(module._parameters)}")
-        if not isinstance(how, Resample):
-            advice = "Give a map of ctx, such as ctx.pos_embed(old, new), or a Resample."
-            raise self._misuse("parameter", module, f"how={how!r} of {name!r} is not a map. {advice}")
-        if tensor is None or how.is_identity or not self._first(tensor, ""):
-            return
-        try:
-            new = how.shape(tensor.shape)
-        except ValueError as error:
-            raise UnsupportedModelError(
-                f"{type(self.root).__name__}: {self.path(module)}.{name} does not have its type's shape: {error}. Undo "
-                f"the change to that {type(module).__name__}, or give the sizes that it is for in its handler."
-            ) from None
-        yield Change(self.path(module), name, "parameter", shape_of(tensor), new, how)
-
-    def buffer(
-        self, module: nn.Module, name: str, shape: Sequence[int] | None, how: Rebuild | Reinitialise | None = None
-    ) -> Iterator[Change]:
-        """Replace a buffer of `module` by one of `shape` (None: by None). Yield only when it does change.
-
-        Raises:
-            ResizeError: `module` has no such buffer, or a `shape` comes without a rule that can fill it.
-        """
-        if not self._first(module, name):
-            return
-        if name not in module._buffers:
-            raise self._misuse("buffer", module, f"it has no buffer {name!r}. {_names(module._buffers)}")
-        old = shape_of(module._buffers[name])
-        new = None if shape is None else tuple(shape)
-        if new is not None:
-            self._check_rule(module, name, new, how)
-        if old is not None or new is not None:
-            yield Change(self.path(module), name, "buffer", old, new, None if new is None else how)
-
-    def _check_rule(self, module: nn.Module, name: str, shape: tuple[int, ...], how: object) -> None:
-        rebuild = "Give Rebuild(function, args)"
-        if not isinstance(how, (Rebuild, Reinitialise)):
-            what = f"how={how!r} is no rule for {name!r} of shape {shape}. {rebuild} or Reinitialise()."
-        elif isinstance(how, Reinitialise) and not hasattr(module, "init_non_persistent_buffers"):
-            what = f"it has no init_non_persistent_buffers, which Reinitialise() of {name!r} calls. {rebuild}."
-        elif isinstance(how, Rebuild) and not how.like and module._buffers[name] is None:
-            what = (
-                f"{name!r} is None, without device and dtype. Give Rebuild(..., like='weight'), a tensor that it has."
-            )
-        else:
-            return
-        raise self._misuse("buffer", module, what)
-
-    def guard(self, module: nn.Module, grid: Callable[[Size], Size], given: Size | None = None) -> Iterator[Change]:
-        """Let `module` refuse an input that gives another grid than the new size does.
-
-        For models whose forward runs there, and is silently wrong.
-
-        Args:
-            module: Submodule that is given the image, or the map (h, w) of `given`; a tensor (batch, channels, h, w).
-            grid: (h, w) given → (h, w) of the grid that the weights are for.
-            given: What `module` is given at the new size, None for the image.
-        """
-        size = self.new_size if given is None else given
-        yield from self.attribute(module, **{GUARD: guard_of(type(self.root).__name__, self.new_size, size, grid)})
-
-    def flatten_linear(
-        self, linear: nn.Linear, old: Size, new: Size, *, channels_last: bool = False, pool: bool = False
-    ) -> Iterator[Change]:
-        """Resize a linear layer that reads a flattened map: (channels, h, w), or (h, w, channels) if last.
-
-        Args:
-            linear: The layer; its `in_features` is channels * h * w.
-            old: (h, w) of the map so far.
-            new: (h, w) of the map at the new size.
-            channels_last: How the map is flattened.
-            pool: Read it as through an adaptive average pool to the old grid, not as the old map resized.
-
-        Raises:
-            UnsupportedModelError: `in_features` is no multiple of the old map.
-        """
-        channels, rest = divmod(linear.in_features, old[0] * old[1])
-        if rest:
-            raise UnsupportedModelError(
-                f"{type(self.root).__name__}: {self.path(linear)} reads {linear.in_features} features, no multiple of "
-                f"a {text(old)} map. Give the map that it was made for."
-            )
-        how = maps.flatten_linear(
-            old, new, channels=channels, channels_last=channels_last, pool=pool, **self.interpolation()
-        )
-        yield from self.parameter(linear, "weight", how)
-        yield from self.attribute(linear, in_features=channels * new[0] * new[1])
 
     @overload
     def visit(self, module: nn.Module, **geometry: Any) -> Changes: ...
@@ -201,9 +90,9 @@ class Context(Maps):
         """
         handler = handler_for(type(module))
         if handler is None:
-            raise UnsupportedModelError(
-                f"{type(self.root).__name__}: {self.path(module)} is a {type(module).__name__}, which has no handler. "
-                "Write one with @timm_resize.register."
+            raise self._unsupported(
+                f"{self.path(module)} is a {type(module).__name__}, which has no handler. Put the layer that it stands "
+                "for in its place for the resize, or write a handler with @timm_resize.register."
             )
         if not handler.required <= geometry.keys() <= handler.keywords:
             raise self._misuse("visit", module, _wrong_keyword(handler, geometry))
@@ -226,6 +115,14 @@ class Context(Maps):
                 change = next(plan)
             except StopIteration as stop:
                 return stop.value
+            except ResizeError:
+                raise
+            except (AttributeError, TypeError, LookupError, ValueError) as error:  # a layer that is not as it was built
+                raise self._unsupported(
+                    f"the handler of {handler.cls.__name__} cannot read {self.path(module) or 'the model'}, a "
+                    f"{type(module).__name__} ({type(error).__name__}: {error}). Undo the change to what is in it for "
+                    "the resize, or write a handler with @timm_resize.register."
+                ) from error
             if not isinstance(change, Change):
                 what = (
                     f"{handler.plan.__name__} yields {change!r}, not a change. Write 'yield from' before calls of ctx."
@@ -257,21 +154,6 @@ class Context(Maps):
                     "only its model knows. Write a handler for the model with @timm_resize.register."
                 )
             yield from self.visit(module)
-
-    def path(self, module: nn.Module) -> str:
-        """Return the module's dotted path in the root, '' for the root.
-
-        Raises:
-            ResizeError: The module is not in the root.
-        """
-        path = self._paths.get(id(module))
-        if path is None:
-            name = type(self.root).__name__
-            raise ResizeError(
-                f"{name}: ctx was given a {type(module).__name__} that is not in the {name}. Give modules of ctx.root, "
-                "not copies, nor what is not registered in it."
-            )
-        return path
 
     def sequence(self, owner: nn.Module, name: str) -> list[Any]:
         """Return the members of `owner.<name>`, also when a feature wrapper flattened them to `<name>_0` ….
@@ -362,23 +244,6 @@ class Context(Maps):
         """Add a remark to the plan."""
         if text not in self.notes:
             self.notes.append(text)
-
-    def _misuse(self, call: str, module: nn.Module, what: str) -> ResizeError:
-        """Return the error of a handler that calls `ctx` wrongly."""
-        where = f"a {type(module).__name__} ({self.path(module) or 'the model'})"
-        return ResizeError(f"{type(self.root).__name__}: ctx.{call} of {where}: {what}")
-
-    def _first(self, thing: object, name: str) -> bool:
-        """Whether (thing, name) was not changed before in this plan: shared modules and tied parameters."""
-        key = (id(thing), name)
-        if key in self._seen:
-            return False
-        self._seen.add(key)
-        return True
-
-
-def _names(tensors: Mapping[str, object]) -> str:
-    return f"Use one of {', '.join(tensors)}." if tensors else "It has none."
 
 
 def _wrong_keyword(handler: Handler, geometry: Mapping[str, object]) -> str:

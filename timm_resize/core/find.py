@@ -8,7 +8,6 @@ import torch
 import torch.fx
 from timm.models import is_model, model_entrypoint
 from torch import nn
-from torch.nn.utils import parametrize
 
 from timm_resize.core.registry import Handler, handler_for, handlers
 from timm_resize.errors import UnsupportedModelError
@@ -34,8 +33,7 @@ def find_model(model: nn.Module) -> nn.Module:
     """Return the module to resize: the model itself, or the one timm model inside a wrapper.
 
     Raises:
-        UnsupportedModelError: Scripted, distributed, quantised or parametrised, not a module, or several
-            models inside.
+        UnsupportedModelError: Scripted, distributed or quantised, not a module, or several models inside.
     """
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(
@@ -78,8 +76,7 @@ def refuse_state(root: nn.Module, modules: Walk) -> None:
     """Raise UnsupportedModelError for layers, of those that `walk` gave, whose tensors are not plain parameters."""
     name = type(root).__name__
     handler = model_handler(root)
-    parametrised = any("parametrizations" in m._modules for _, m, _ in modules if m._modules)
-    if not parametrised and all(map(_is_plain, {type(m) for _, m, _ in modules})):
+    if all(map(_is_plain, {type(m) for _, m, _ in modules})):
         return
     for path, module, _ in modules:
         _refuse_wrapper(module)
@@ -91,11 +88,6 @@ def refuse_state(root: nn.Module, modules: Walk) -> None:
         if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized", "torch.ao.nn.intrinsic")):
             raise UnsupportedModelError(
                 f"{name}: {path} is quantised ({type(module).__name__}). Resize the float model, then quantise it."
-            )
-        if parametrize.is_parametrized(module):
-            raise UnsupportedModelError(
-                f"{name}: {path} is parametrised. Call torch.nn.utils.parametrize.remove_parametrizations first, "
-                "resize, then parametrise again."
             )
 
 

@@ -30,7 +30,8 @@ def untouched(applied: Tensor, param: Tensor) -> bool:
 
 def touched(root: nn.Module) -> list[str]:
     """Return the names of resampled tensors of a model that no longer hold the bits that the resize wrote."""
-    state, links = dict(root.named_parameters()), Chain(getattr(root, CHAIN, {}))
+    links = Chain(getattr(root, CHAIN, {}))
+    state = {**dict(root.named_parameters()), **dict(root.named_buffers())} if links else {}
     return [key for key, link in links.items() if key not in state or not untouched(link["applied"], state[key])]
 
 

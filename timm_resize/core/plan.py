@@ -173,6 +173,12 @@ def submodule(root: nn.Module, path: str) -> nn.Module | None:
     return found
 
 
+def tensor_of(module: nn.Module, change: Change) -> Tensor | None:
+    """Return the parameter or buffer of a module that a change is of."""
+    tensors: Mapping[str, Tensor | None] = module._parameters if change.kind == "parameter" else module._buffers
+    return tensors.get(change.name)
+
+
 def shape_of(tensor: Tensor | None) -> tuple[int, ...] | None:
     """Return the shape as a plain tuple, None for None."""
     return None if tensor is None else tuple(tensor.shape)
@@ -184,8 +190,7 @@ def _current(module: nn.Module | None, change: Change) -> object:
         return MISSING
     if change.kind == "attribute":
         return module.__dict__.get(change.name, MISSING)
-    tensors: Mapping[str, Tensor | None] = module._parameters if change.kind == "parameter" else module._buffers
-    return shape_of(tensors.get(change.name))
+    return shape_of(tensor_of(module, change))
 
 
 def _merged(changes: Iterator[Change]) -> Iterator[tuple[str, str, str, str]]:

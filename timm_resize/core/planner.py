@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from torch import nn
 from typing_extensions import Unpack
 
 from timm_resize.core.context import Context, Invalid, check_options
+from timm_resize.core.dry_run import CannotRun, misfit, strangers
 from timm_resize.core.find import TRAIT, Walk, current_size, refuse_state, root_handler, walk
+from timm_resize.core.hidden import parameters, tied_elsewhere, unwrap
 from timm_resize.core.memory import memory_note
 from timm_resize.core.plan import MISSING, Change, ResizePlan, same_value
 from timm_resize.core.registry import Handler
@@ -39,25 +43,60 @@ def plan_request(root: nn.Module, request: Request) -> ResizePlan:
     modules = walk(root)
     refuse_state(root, modules)
     try:
-        return _plan(root, request, old, new, modules)
+        plan = _plan(root, request, old, new, modules)
     except Invalid as refusal:
         raise _refused(root, request, new, str(refusal)) from None
+    odd = strangers(root, modules)
+    return _dry_run(root, request, plan, odd) if odd else plan
+
+
+def _dry_run(root: nn.Module, request: Request, plan: ResizePlan, odd: dict[str, nn.Module]) -> ResizePlan:
+    """Refuse a plan that modules without a handler do not follow; warn where that cannot be told."""
+    (h, w), name = plan.new_size, type(root).__name__
+    plans = [plan]
+    if plan.old_size is not None and 0.7 < h * w / math.prod(plan.old_size) < 1.4 and plan.new_size != plan.old_size:
+        # there may be as many tokens as before, at other places: whoever counts them is found at another size
+        plans += [
+            _plan(root, request, plan.old_size, s, walk(root))
+            for s in nearest_valid(root, request, (2 * h, 2 * w), clean=False)[:1]
+        ]
+    try:
+        failed = next(filter(None, (misfit(root, one, odd) for one in plans)), "")
+    except CannotRun as why:
+        text = (
+            f"whether what is not of timm in it follows could not be tried, as it does not run on images alone: {why}"
+        )
+        return replace(plan, warnings=(*plan.warnings, text))
+    if failed:
+        raise UnsupportedModelError(
+            f"{name}: img_size={plan.new_size} is not followed by {failed}. Put the layer that it stands for in its "
+            "place for the resize, or write a handler with @timm_resize.register.",
+            model=name,
+        )
+    return plan
 
 
 def _plan(root: nn.Module, request: Request, old: Size | None, new: Size, modules: Walk) -> ResizePlan:
-    handler = root_handler(root)
-    ctx = Context(root, request, old, new, modules)
-    changes = list(_changes(ctx, handler))
+    handler, changes, asked = root_handler(root), dict[str, Change](), set[str]()
+    for view in unwrap(root, modules):
+        ctx = Context(root, request, old, new, view)
+        for change in _changes(ctx, handler):
+            changes.setdefault(change.key, change)
+        asked |= ctx._asked
     if handler is None and not ctx._visited:
         raise UnsupportedModelError(
             f"{type(root).__name__}: no handler for this class nor for any layer in it. "
             "Write one with @timm_resize.register.",
             model=type(root).__name__,
         )
-    for module in (root, *ctx.models):
-        changes += _bookkeeping(ctx, module, new)
-    notes = (*ctx.notes, *memory_note(root, changes, new))
-    return ResizePlan(type(root).__name__, old, new, tuple(changes), notes, tuple(ctx.warnings))
+    changed = {id(param): key for key, param in parameters(root, changes.values()).items()}
+    if changed and (text := tied_elsewhere(modules, changed, asked | changes.keys())):
+        raise UnsupportedModelError(f"{type(root).__name__}: {text}", model=type(root).__name__)
+    every = list(changes.values())
+    for module in (ctx.root, *ctx.models):
+        every += _bookkeeping(ctx, module, new)
+    notes = (*ctx.notes, *memory_note(root, every))
+    return ResizePlan(type(root).__name__, old, new, tuple(every), notes, tuple(ctx.warnings))
 
 
 def _changes(ctx: Context, handler: Handler | None) -> Iterator[Change]:

@@ -32,7 +32,8 @@ from timm_resize.handlers.layers.relative_position import resize_bias_table
 def plan_beit(model: Beit, ctx: Context) -> Changes:
     """Take the whole patch grid as the window of every table."""
     grids = yield from plan_grids(model, model.patch_embed, ctx)
-    yield from ctx.parameter(model, "pos_embed", ctx.pos_embed(grids.old, grids.new, prefix=model.num_prefix_tokens))
+    how = ctx.pos_embed(grids.old, grids.new, prefix=model.num_prefix_tokens)
+    yield from ctx.parameter(model, "pos_embed", how, optional=True)
     if model.rel_pos_bias is not None:
         yield from ctx.visit(model.rel_pos_bias, window_size=grids.new)
     for block in model.blocks:

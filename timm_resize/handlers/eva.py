@@ -37,6 +37,6 @@ def plan_eva(model: Eva, ctx: Context) -> Changes:
     """
     grids = yield from plan_grids(model, model.patch_embed, ctx)
     prefix = 0 if model.no_embed_class else model.num_prefix_tokens
-    yield from ctx.parameter(model, "pos_embed", ctx.pos_embed(grids.old, grids.new, prefix))
+    yield from ctx.parameter(model, "pos_embed", ctx.pos_embed(grids.old, grids.new, prefix), optional=True)
     if model.rope is not None:
         yield from ctx.visit(model.rope, feat_shape=grids.new)

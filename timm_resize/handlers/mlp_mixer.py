@@ -71,5 +71,5 @@ def _token_to_token(linear: nn.Linear, ctx: Context, old: Size, new: Size) -> Ch
 
 def _written(linear: nn.Linear, ctx: Context, old: Size, new: Size) -> Changes:
     """Resample the bias of a layer whose outputs are the tokens."""
-    yield from ctx.parameter(linear, "bias", ctx.token_writer(old, new))
+    yield from ctx.parameter(linear, "bias", ctx.token_writer(old, new), optional=True)
     yield from ctx.attribute(linear, out_features=new[0] * new[1])

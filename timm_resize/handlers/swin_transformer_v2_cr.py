@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from timm_resize.core.context import Changes, Context, Grids, Rebuild, Returning
 from timm_resize.core.registry import register
 from timm_resize.geometry import Size
-from timm_resize.handlers.layers.patch_embed import plan_patch_embed
+from timm_resize.handlers.layers.patch_embed import check_projection, plan_patch_embed
 from timm_resize.handlers.layers.windows import OPTIONS, Windows, plan_block, plan_stages, ratio_windows
 
 DEFAULT_RATIO = 8
@@ -26,6 +26,7 @@ SMALL = {"embed_dim": 16, "num_heads": (1, 2, 2, 2)}
 @register(PatchEmbed, state="img_size, grid_size, num_patches", sizes="floored to the patch; dropped pixels warned of")
 def plan_patch_embed_cr(embed: PatchEmbed, ctx: Context) -> Returning[Grids]:
     """Set the sizes, as for timm's `PatchEmbed`, whose attributes this one has."""
+    check_projection(embed, ctx, ctx.new_size)
     return (yield from plan_patch_embed(embed, ctx))
 
 

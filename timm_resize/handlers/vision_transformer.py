@@ -42,7 +42,7 @@ def plan_vision_transformer(model: VisionTransformer, ctx: Context) -> Changes:
         patch = ctx.request.patch_size or tuple(embed.patch_size)
         yield from ctx.guard(embed.proj, lambda size: floor_div(size, patch))  # forward has but the count of tokens
     prefix = 0 if model.no_embed_class else model.num_prefix_tokens
-    yield from ctx.parameter(model, "pos_embed", ctx.pos_embed(grids.old, grids.new, prefix, **default))
+    yield from ctx.parameter(model, "pos_embed", ctx.pos_embed(grids.old, grids.new, prefix, **default), optional=True)
 
 
 def _checkpoint_interpolation(model: VisionTransformer) -> dict[str, Any]:

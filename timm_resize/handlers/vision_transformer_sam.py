@@ -38,7 +38,7 @@ def plan_vision_transformer_sam(model: VisionTransformerSAM, ctx: Context) -> Ch
     """
     grids = yield from plan_grids(model, model.patch_embed, ctx)
     old, new = grids.old, grids.new
-    yield from ctx.parameter(model, "pos_embed", ctx.pos_embed_map(old, new, dim=1))
+    yield from ctx.parameter(model, "pos_embed", ctx.pos_embed_map(old, new, dim=1), optional=True)
     window = _window(model, ctx, old, new)
     for block in model.blocks:
         yield from ctx.visit(block, feat_size=new, window=window)

@@ -111,8 +111,9 @@ def fitted(
         check_finite(tensors, plan)
         maps = {c.key: c.how for c in plan if isinstance(c.how, Resample)}
         out = {k: maps[k](v) if k in maps else v for k, v in tensors.items()}
-        # a persistent buffer is geometry: the model's own is the right one
-        out.update({c.key: own[c.key] for c in plan if c.kind == "buffer" and c.key in out and c.key in own})
+        # what is rebuilt, a persistent buffer, is geometry: the model's own is the right one
+        rebuilt = {c.key for c in plan.tensors if c.key not in maps}
+        out.update({key: own[key] for key in rebuilt if key in out and key in own})
         if not (misfit := shape_mismatch(shapes, out, skipped)):
             return out, plan
     raise CheckpointError(

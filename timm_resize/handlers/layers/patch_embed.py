@@ -12,6 +12,7 @@ from timm_resize.core.context import Changes, Context, Grids, Returning
 from timm_resize.core.registry import register
 from timm_resize.errors import UnsupportedModelError
 from timm_resize.geometry import Size, ceil_div, divisible, floor_div, left_over, short, text, times
+from timm_resize.handlers.layers.conv_size import map_size
 from timm_resize.handlers.layers.feature_info import plan_reductions
 
 
@@ -55,15 +56,10 @@ def plan_patch_embed(
         align_corners: Of position embeddings; a kernel has no use for it.
     """
     patch = ctx.request.patch_size or tuple(embed.patch_size)
-    stride = tuple(getattr(embed.proj, "stride", embed.patch_size))
-    if isinstance(embed, PatchEmbed) and stride != tuple(embed.patch_size):
-        raise UnsupportedModelError(
-            f"{type(ctx.root).__name__}: {ctx.path(embed)}.proj has stride={stride}, its patches are "
-            f"{tuple(embed.patch_size)}: they overlap, or leave gaps. Give it the stride of its patches, or register a "
-            "handler for a patch embedding of your own."
-        )
     size = ctx.new_size if given is None else given
     grid = floor_div(size, patch)
+    if isinstance(embed, PatchEmbed):
+        check_projection(embed, ctx, size)
     if given is None:
         _check(embed, ctx, patch, grid)
     yield from _projection(embed, ctx, patch, mode=mode, antialias=antialias)
@@ -71,6 +67,23 @@ def plan_patch_embed(
     if embed.img_size is not None:
         yield from ctx.attribute(embed, img_size=size, grid_size=grid, num_patches=grid[0] * grid[1])
     return Grids(old, grid, max(patch))
+
+
+def check_projection(embed: Any, ctx: Context, size: Size) -> None:
+    """Refuse a projection that does not cut a map of `size` into the patches that its embedding counts.
+
+    One that is no convolution, nor a chain of layers, cannot be asked: the plan is tried then.
+    """
+    proj, patch = embed.proj, tuple(embed.patch_size)
+    if not isinstance(proj, (nn.Conv2d, nn.Sequential)):
+        return
+    made, stride = map_size(proj, size), tuple(getattr(proj, "stride", patch))
+    if stride != patch or made != floor_div(size, patch):
+        how = f"stride={stride}" if stride != patch else f"a {text(made)} map of {text(size)}"
+        raise UnsupportedModelError(
+            f"{type(ctx.root).__name__}: {ctx.path(embed)}.proj has {how}, its patches are {patch}: they overlap, or "
+            "leave gaps. Give it the stride of its patches, or register a handler for a patch embedding of your own."
+        )
 
 
 def _check(embed: PatchEmbed, ctx: Context, patch: Size, grid: Size) -> None:
@@ -101,7 +114,11 @@ def _projection(embed: PatchEmbed | HybridEmbed, ctx: Context, patch: Size, **in
     if patch == old:
         return
     if not isinstance(proj, nn.Conv2d):
-        ctx.invalid(f"with patch_size={short(patch)} needs a Conv2d projection, not {type(proj).__name__}")
+        raise UnsupportedModelError(
+            f"{type(ctx.root).__name__}: patch_size={short(patch)} resizes the kernel of a torch.nn.Conv2d, and "
+            f"{ctx.path(proj)} is a {type(proj).__module__}.{type(proj).__name__}. Put the Conv2d in its place for the "
+            "resize."
+        )
     yield from ctx.parameter(proj, "weight", ctx.patch_kernel(old, patch, **interpolation))
     yield from ctx.attribute(proj, kernel_size=patch, stride=patch)
     yield from ctx.attribute(embed, patch_size=patch)
@@ -120,6 +137,7 @@ def plan_hybrid_embed(
     patch, old = ctx.request.patch_size or tuple(embed.patch_size), tuple(embed.grid_size)
     feature = ctx.output_size(embed.backbone, channels=embed.in_chans)
     grid = floor_div(feature, patch)
+    check_projection(embed, ctx, feature)
     if min(grid) < 1 or not (embed.dynamic_img_pad or divisible(feature, patch)):
         ctx.invalid(f"gives a {text(feature)} feature map, not divisible by patch_size={short(patch)}")
     yield from _projection(embed, ctx, patch, mode=mode, antialias=antialias)

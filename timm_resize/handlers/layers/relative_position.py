@@ -26,7 +26,8 @@ def resize_bias_table(owner: nn.Module, ctx: Context, window: Size, *, class_tok
     old: Any = owner.window_size
     if tuple(old) == window:
         return
-    suffix, heads = TOKEN_ROWS if class_token else 0, owner.get_parameter("relative_position_bias_table").shape[-1]
+    table: Any = owner.relative_position_bias_table
+    suffix, heads = TOKEN_ROWS if class_token else 0, table.shape[-1]
     how = ctx.rel_pos_table(tuple(old), window, suffix=suffix)
     yield from ctx.parameter(owner, "relative_position_bias_table", how)
     yield from rebuild_index(owner, ctx, window, class_token=class_token)
@@ -42,7 +43,8 @@ def resize_bias_table(owner: nn.Module, ctx: Context, window: Size, *, class_tok
 
 def rebuild_index(owner: nn.Module, ctx: Context, window: Size, *, class_token: bool = False) -> Changes:
     """Rebuild `relative_position_index` for a window (h, w), flat where it is flat now."""
-    tokens, flat = window[0] * window[1] + class_token, owner.get_buffer("relative_position_index").dim() == 1
+    index: Any = owner.relative_position_index
+    tokens, flat = window[0] * window[1] + class_token, index.dim() == 1
     rule = Rebuild(relative_position_index, (window, class_token, flat))
     yield from ctx.buffer(owner, "relative_position_index", (tokens**2,) if flat else (tokens, tokens), rule)
 
