@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import runpy
 import socket
-import subprocess
 import sys
 
 import pytest
@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import timm_resize
+from tests.helpers.forks import in_forks
 from tests.helpers.oracle import assert_close, redraw_, stock
 from timm_resize.cli import convert, main
 from timm_resize.hub import save as hub
@@ -68,8 +69,8 @@ def test_spellings_of_a_size(capsys, text):
 
 def test_plan_takes_the_options_of_plan_resize(capsys):
     """Window, patch and interpolation options reach the plan: its text is that of plan_resize with them."""
-    model = stock("swin_tiny_patch4_window7_224", depths=(1, 1, 1, 1))
-    kwargs = ("--model-kwargs", "depths=(1,1,1,1)")
+    model = stock("swin_tiny_patch4_window7_224", depths=(1, 1, 1, 1), embed_dim=24)
+    kwargs = ("--model-kwargs", "depths=(1,1,1,1)", "embed_dim=24")
     for flags, options in (
         (("--window-size", "8x4"), {"window_size": (8, 4)}),
         (("--window-size", "8,8,8,4"), {"window_size": (8, 8, 8, 4)}),
@@ -129,10 +130,18 @@ def test_convert_without_weights(capsys, tmp_path):
     assert model(torch.zeros(1, 3, 96, 160)).shape == (1, 2)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "levit_128s", "swin_tiny_patch4_window7_224"])
-def test_convert_other_families(name, capsys, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("resnet18", "layers=(1,1,1,1)"),
+        ("levit_128s", "depth=(1,1,1)"),
+        ("swin_tiny_patch4_window7_224", "depths=(1,1,1,1)"),
+    ],
+)
+def test_convert_other_families(name, kwargs, capsys, tmp_path):
     """A size-free, a table and a window model convert and reload in stock timm, with the input size recorded."""
-    status, _, err = run(capsys, "convert", name, "--no-pretrained", "--img-size", "192x256", "--output", tmp_path)
+    flags = ("--no-pretrained", "--img-size", "192x256", "--output", tmp_path, "--model-kwargs", kwargs)
+    status, _, err = run(capsys, "convert", name, *flags)
     assert (status, err) == (0, "")
     model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
     saved = load_file(tmp_path / "model.safetensors")
@@ -439,7 +448,7 @@ def test_version(capsys):
     )
 
 
-def test_families(capsys):
+def test_families(capsys, monkeypatch):
     """Every registered model class has a row, and ViT's counts the models that building them finds to be one."""
     from timm_resize.core.registry import handler_for, handlers
 
@@ -449,6 +458,7 @@ def test_families(capsys):
     assert {h.cls.__name__ for h in handlers() if h.is_model} <= rows.keys()
     assert "patch_embed.PatchEmbed" not in rows
     names = timm.list_models(module="levit")
+    monkeypatch.setattr("timm.models.levit.trunc_normal_", lambda tensor, **kwargs: None)  # slow on meta
     with torch.device("meta"):
         built = {name: handler_for(type(timm.create_model(name))) for name in names}
     assert {h.cls.__name__ for h in built.values()} == {"Levit"}
@@ -474,15 +484,24 @@ def test_families_on_a_terminal():
 
 
 def test_piped(tmp_path):
-    """As a program in a pipe whose reader leaves early, it prints plain lines and ends in silence."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "timm_resize", "families"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdout.close()
-    assert process.stderr.read() == ""
-    assert process.wait() == 0
+    """As a program in a pipe whose reader has left, it ends in silence."""
+    reader, writer = os.pipe()
+    os.close(reader)
+
+    def program():
+        os.dup2(writer, 1)
+        os.dup2(os.open(tmp_path / "stderr", os.O_CREAT | os.O_WRONLY), 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        sys.argv = ["timm-resize", "families"]
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module("timm_resize", run_name="__main__")
+        sys.stdout.close()  # as the interpreter at its end: what is left is written
+        sys.stderr.close()
+        return ended.value.code
+
+    assert in_forks(program) == [0]
+    assert (tmp_path / "stderr").read_text() == ""
+    os.close(writer)
 
 
 def test_logging_is_as_before(capsys):

@@ -11,7 +11,7 @@ import timm
 import torch
 
 import timm_resize
-from tests.helpers.examples import EXAMPLES, example, sweep
+from tests.helpers.examples import EXAMPLES, example, mostly_slow, sweep
 from tests.helpers.oracle import assert_same_structure, first, image, redraw_, stock
 from timm_resize.core.find import current_size
 
@@ -66,7 +66,7 @@ def other_size(model):
     return timm_resize.nearest_sizes(model, tuple(side + 64 for side in current_size(model)))[0]
 
 
-@pytest.mark.parametrize("name", sweep(*(name for name in EXAMPLES if name not in PADDED)))
+@pytest.mark.parametrize("name", sweep(*(name for name in EXAMPLES if name not in PADDED), of=2))
 def test_runs_only_where_right(name):
     """At a size it is not set to a model raises, or computes what the same model resized to that size computes."""
     model = of_the_plugin(name)
@@ -109,7 +109,7 @@ def test_stock_is_silent_and_ours_is_not(name, size):
     assert "set_input_size or timm_resize.resize_" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", SILENT)
+@pytest.mark.parametrize("name", mostly_slow(SILENT, "pit_ti_224", "hiera_small_abswin_256"))
 def test_copies_follow(name):
     """A copy and a pickled model keep the check, and a resize moves it without a second one."""
     model = guarded(name)
@@ -140,7 +140,7 @@ def test_features_are_guarded_too():
         plain.forward_intermediates(image((16, 16)))
 
 
-@pytest.mark.parametrize("name", ["pit_ti_224", "levit_128s", "vitamin_small_224"])
+@pytest.mark.parametrize("name", mostly_slow(["pit_ti_224", "levit_128s", "vitamin_small_224"], "pit_ti_224"))
 def test_scripts_and_traces(name):
     """A guarded model compiles under torch.jit as stock's does; a script keeps the check."""
     model = guarded(name)
@@ -171,9 +171,10 @@ def test_symbolic_tracing(name):
         torch.testing.assert_close(graph(x), seen[0])
 
 
-def test_exports():
+@pytest.mark.parametrize("name", mostly_slow(["pit_ti_224", "mvitv2_tiny"], "pit_ti_224"))
+def test_exports(name):
     """torch.export and torch.compile take a guarded model; no check is left in the graph."""
-    model = guarded("mvitv2_tiny").eval()
+    model = guarded(name).eval()
     x = image(current_size(model))
     with torch.no_grad():
         want = model(x)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from timm.layers import resample_patch_embed
 
 import timm_resize
-from tests.helpers.oracle import image, redraw_, stock
+from tests.helpers.oracle import image
 from tests.helpers.sizes import (
     ODD,
     assert_as_built,
@@ -22,18 +20,6 @@ from tests.helpers.sizes import (
 from tests.helpers.transposed import transposed
 
 NAME, SMALL = "cait_xxs24_224", {"depth": 2, "depth_token_only": 1, "num_classes": 3}
-
-
-@pytest.fixture(scope="module")
-def base():
-    """A redrawn small CaiT at 224."""
-    return redraw_(stock(NAME, **SMALL))
-
-
-@pytest.fixture
-def model(base):
-    """A copy to change."""
-    return copy.deepcopy(base)
 
 
 @pytest.mark.parametrize("size", ODD)

@@ -29,12 +29,6 @@ def base(request):
     return redraw_(stock(request.param[0], **request.param[1]))
 
 
-@pytest.fixture
-def model(base):
-    """A copy to change."""
-    return copy.deepcopy(base)
-
-
 @pytest.mark.parametrize("size", [*ODD, 31, 48, (230, 257)])
 def test_a_size_works_or_the_error_names_sizes_that_do(model, size):
     """Decided by what forward can do, also for feature maps."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from timm.models.convit import GPSA
 
 import timm_resize
-from tests.helpers.oracle import image, redraw_, stock
+from tests.helpers.oracle import image, stock
 from tests.helpers.sizes import (
     ODD,
     assert_as_built,
@@ -24,18 +22,6 @@ from timm_resize.handlers.convit import relative_positions
 
 NAME, SMALL = "convit_tiny", {"depth": 2, "local_up_to_layer": 1, "num_classes": 3}
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def base():
-    """A redrawn small ConViT at 224."""
-    return redraw_(stock(NAME, **SMALL))
-
-
-@pytest.fixture
-def model(base):
-    """A copy to change."""
-    return copy.deepcopy(base)
 
 
 def indices(model) -> torch.Tensor:

@@ -33,12 +33,6 @@ def base(request):
     return redraw_(stock(request.param, **SMALL))
 
 
-@pytest.fixture
-def model(base):
-    """A copy to change."""
-    return copy.deepcopy(base)
-
-
 @pytest.mark.parametrize(
     ("size", "images", "grids"),
     [

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import timm_resize
 import timm_resize.core.transaction
-from tests.helpers.examples import sweep
+from tests.helpers.examples import each_with, mostly_slow, sweep
 from tests.helpers.oracle import (
     assert_close,
     assert_same_structure,
@@ -28,6 +28,8 @@ from timm_resize.core.registry import handlers
 
 SMALLER = {name: dict(kwargs) for h in handlers() for name, kwargs in h.examples.items()}
 STATEFUL = sorted({name for h in handlers() if h.state for name in h.examples})
+RESIZABLE = sorted({name for h in handlers() if hasattr(h.cls, "set_input_size") for name in h.examples})
+"""Examples of the classes that have a method for it in stock."""
 
 COMPARED = {
     # stock's constructor has no size, ignores it, or makes tables that its own forward cannot use
@@ -71,7 +73,7 @@ RESIZED_BY_STOCK = {
     "VisionTransformer",
     "VisionTransformerRelPos",
 }
-"""Classes of stock that have `set_input_size`, as have those made from them."""
+"""Classes of stock that have `set_input_size`."""
 
 
 def compared(name: str) -> tuple[int, int]:
@@ -92,38 +94,37 @@ def build(name: str, **kwargs):
     return stock(name, **{"num_classes": 3, **SMALLER[name], **kwargs})
 
 
-@functools.cache
 @torch.no_grad()
-def stock_runs(name: str, size: tuple[int, int]) -> bool:
-    """Whether stock builds the model at `size` and can run it there."""
+def built_by_stock(name: str, size: tuple[int, int]) -> torch.nn.Module | None:
+    """Return stock's model built at `size`, None where it cannot be built or run there."""
     try:
-        build(name, img_size=size)(image(size))
+        model = build(name, img_size=size)
+        copy.deepcopy(model)(image(size))
     except (TypeError, RuntimeError, AssertionError, ValueError, IndexError):
-        return False
-    return True
+        return None
+    return model
 
 
-@pytest.fixture(scope="module", params=sweep(*STATEFUL))
-def name(request):
-    """An example; all its tests run together, so that it is built once."""
-    return request.param
+def in_turn(turn, of):
+    """Parametrise over the examples; promises that one mechanism keeps for every family take turns by default."""
+    return pytest.mark.parametrize("name", sweep(*STATEFUL, turn=turn, of=of))
 
 
-@pytest.fixture(scope="module")
-def checkpoint(name, tmp_path_factory):
-    """A redrawn native-size model, and its checkpoint on disk."""
-    model = redraw_(build(name))
-    path = tmp_path_factory.mktemp("checkpoint") / "model.safetensors"
-    save_file({k: v.contiguous().clone() for k, v in model.state_dict().items()}, path)
-    return model, str(path)
+@functools.lru_cache(maxsize=48)
+def native(name: str) -> torch.nn.Module:
+    """Return an example of its own size, with three classes, redrawn; nobody changes it."""
+    return redraw_(build(name))
 
 
-def test_resize_equals_stock_set_input_size(name, checkpoint):
+def test_what_stock_resizes_is_known():
+    """A class that gets the method is noticed, and then compared."""
+    assert {h.cls.__name__ for h in handlers() if h.examples and hasattr(h.cls, "set_input_size")} == RESIZED_BY_STOCK
+
+
+@pytest.mark.parametrize("name", sweep(*RESIZABLE))
+def test_resize_equals_stock_set_input_size(name):
     """Wherever stock has `set_input_size`, ours gives the same tensors, structure, records and outputs."""
-    model, _ = checkpoint
-    if not RESIZED_BY_STOCK & {cls.__name__ for cls in type(model).__mro__}:
-        assert not hasattr(model, "set_input_size"), "stock has it now: compare"
-        pytest.skip("stock has no set_input_size for this family")
+    model = native(name)
     for size in sizes_for(model):
         ours, theirs = copy.deepcopy(model), copy.deepcopy(model)
         theirs.set_input_size(img_size=size)
@@ -137,25 +138,31 @@ def test_resize_equals_stock_set_input_size(name, checkpoint):
             torch.testing.assert_close(first(ours(x)), first(theirs(x)), atol=1e-5, rtol=1e-5)
 
 
-def test_create_model_from_a_checkpoint_equals_stock(name, checkpoint):
+@pytest.mark.parametrize("name", [*sweep(*sorted({*STATEFUL} - {*RESIZABLE})), *sweep(*RESIZABLE, of=3)])
+def test_create_model_from_a_checkpoint_equals_stock(name, tmp_path):
     """`create_model(img_size=S)` from a native-size checkpoint equals stock's, in structure where stock only builds."""
-    model, path = checkpoint
+    model, path = native(name), str(tmp_path / "model.safetensors")
+    save_file({k: v.contiguous().clone() for k, v in model.state_dict().items()}, path)
     built = loaded = 0
+    can_load = True
     for size in sizes_for(model):
-        if not stock_runs(name, size):
+        theirs = built_by_stock(name, size)
+        if theirs is None:
             continue
         args = dict(
             img_size=size, num_classes=3, pretrained=True, pretrained_cfg_overlay=dict(file=path, num_classes=3)
         )
         ours = timm_resize.create_model(name, **SMALLER[name], **args).eval()
         built += 1
-        try:
-            theirs = build(name, **args)
-        except (TypeError, RuntimeError, AssertionError):
-            assert_same_structure(ours, build(name, img_size=size))
+        if can_load:
+            try:
+                theirs = build(name, **args)
+            except (TypeError, RuntimeError, AssertionError):
+                can_load = False
+        assert_same_structure(ours, theirs)
+        if not can_load:
             continue
         assert_close(ours, theirs)
-        assert_same_structure(ours, theirs)
         assert ours._traits == theirs._traits
         assert ours._model_args == theirs._model_args
         with torch.inference_mode():
@@ -165,11 +172,12 @@ def test_create_model_from_a_checkpoint_equals_stock(name, checkpoint):
     assert (built, loaded) == compared(name)
 
 
-def test_buffers_reinitialise_to_themselves(name, checkpoint):
+@in_turn(0, 3)
+def test_buffers_reinitialise_to_themselves(name):
     """timm's `init_non_persistent_buffers` after a resize changes nothing, non-square too where stock can run it."""
-    model, _ = checkpoint
+    model = native(name)
     large, _, *wide = sizes_for(model)
-    for size in (large, *(s for s in wide if stock_runs(name, s))):
+    for size in (large, *(s for s in wide if built_by_stock(name, s) is not None)):
         resized = copy.deepcopy(model)
         timm_resize.resize_(resized, size)
         before = {n: b.clone() for n, b in resized.named_buffers()}
@@ -181,17 +189,17 @@ def test_buffers_reinitialise_to_themselves(name, checkpoint):
         assert all(torch.equal(before[n], after[n]) for n in before)
 
 
-def test_untouched_chain_is_path_independent(name, checkpoint):
+@in_turn(1, 3)
+def test_untouched_chain_is_path_independent(name):
     """There and back restores every bit; a detour changes nothing; the same size is an empty plan."""
-    model, _ = checkpoint
-    native = timm_resize.plan_resize(model).new_size
+    model = native(name)
     large, small, *_ = sizes_for(model)
     straight, detour, back = (copy.deepcopy(model) for _ in range(3))
     timm_resize.resize_(straight, large)
     timm_resize.resize_(detour, small)
     timm_resize.resize_(detour, large)
     timm_resize.resize_(back, large)
-    timm_resize.resize_(back, native)
+    timm_resize.resize_(back, timm_resize.plan_resize(model).new_size)
     for duplicate, want in ((detour, straight), (back, model)):
         a, b = tensors(duplicate), tensors(want)
         assert a.keys() == b.keys()
@@ -200,9 +208,10 @@ def test_untouched_chain_is_path_independent(name, checkpoint):
     assert not timm_resize.plan_resize(straight, large)
 
 
-def test_parameters_keep_their_identity(name, checkpoint):
+@in_turn(2, 3)
+def test_parameters_keep_their_identity(name):
     """The same Parameter objects, dtype, `requires_grad`; resized ones still take a gradient."""
-    model = copy.deepcopy(checkpoint[0])
+    model = copy.deepcopy(native(name))
     size = sizes_for(model)[1]
     resized = {c.key for c in timm_resize.plan_resize(model, size) if c.kind == "parameter"}
     before = dict(model.named_parameters())
@@ -220,31 +229,34 @@ def test_parameters_keep_their_identity(name, checkpoint):
         assert after[n].grad.shape == after[n].shape, n
 
 
-def test_a_failing_write_leaves_everything(name, checkpoint, monkeypatch, record_property):
-    """An exception at each single write leaves every tensor object, value and attribute as before."""
-    model = copy.deepcopy(checkpoint[0])
+SOME_WRITES = each_with(8, [name for name in sweep(*STATEFUL, of=3) if isinstance(name, str)])
+EVERY_WRITE = each_with(None, mostly_slow(STATEFUL))
+
+
+@pytest.mark.parametrize(("name", "points"), SOME_WRITES + EVERY_WRITE)
+def test_a_failing_write_leaves_everything(name, points, monkeypatch, record_property):
+    """An exception at a single write, any of them, leaves every tensor object, value and attribute as before."""
+    model = copy.deepcopy(native(name))
     size = sizes_for(model)[0]
     objects = {n: (t, t.data_ptr(), t.clone()) for n, t in tensors(model).items()}
     python = attributes(model)
     records = copy.deepcopy((model._traits, model._model_args))
-    steps = {"left": 0}
+    steps = {"done": 0, "last": -1}  # never
 
     def write(do):
-        if steps["left"] == 0:
+        if steps["done"] == steps["last"]:
             raise RuntimeError("injected")
-        steps["left"] -= 1
+        steps["done"] += 1
         do()
-        steps["done"] = steps.get("done", 0) + 1
 
     monkeypatch.setattr(timm_resize.core.transaction, "_write", write)
-    point = 0
-    while True:
-        steps["left"] = point
-        try:
+    timm_resize.resize_(copy.deepcopy(model), size)
+    last, count = steps["done"] - 1, min(points or steps["done"], steps["done"])
+    assert count >= 1
+    for point in {at * last // max(count - 1, 1) for at in range(count)}:
+        steps.update(done=0, last=point)
+        with pytest.raises(RuntimeError, match="^injected$"):
             timm_resize.resize_(model, size)
-            break
-        except RuntimeError as error:
-            assert str(error) == "injected"  # noqa: PT017
         now = tensors(model)
         assert now.keys() == objects.keys()
         for n, (tensor, pointer, value) in objects.items():
@@ -254,14 +266,13 @@ def test_a_failing_write_leaves_everything(name, checkpoint, monkeypatch, record
         assert attributes(model) == python
         assert (model._traits, model._model_args) == records
         assert "_resize_chain" not in model.__dict__
-        point += 1
-    assert point >= 1
-    record_property("faults", point)
+    record_property("faults", count)
 
 
-def test_plans_work_on_the_meta_device(name, checkpoint):
+@in_turn(1, 3)
+def test_plans_work_on_the_meta_device(name):
     """A plan made on the meta device lists the same changes as one made on the real model."""
-    model, _ = checkpoint
+    model = native(name)
     meta = build(name, device="meta")
     for size in sizes_for(meta):
         assert [
@@ -271,14 +282,15 @@ def test_plans_work_on_the_meta_device(name, checkpoint):
     assert all(p.is_meta for p in meta.parameters())
 
 
-def test_a_resized_model_copies_and_pickles(name, checkpoint, tmp_path):
+@in_turn(2, 3)
+def test_a_resized_model_copies_and_pickles(name, tmp_path):
     """deepcopy and torch.save carry a resized model, and the copy still remembers the original tensors."""
-    model = copy.deepcopy(checkpoint[0])
-    native, size = timm_resize.plan_resize(model).new_size, sizes_for(model)[1]
+    model = copy.deepcopy(native(name))
+    own_size, size = timm_resize.plan_resize(model).new_size, sizes_for(model)[1]
     want = {n: t.clone() for n, t in tensors(model).items()}
     timm_resize.resize_(model, size)
     torch.save(model, tmp_path / "model.pt")
     for duplicate in (copy.deepcopy(model), torch.load(tmp_path / "model.pt", weights_only=False)):
         assert all(torch.equal(t, tensors(model)[n]) for n, t in tensors(duplicate).items())
-        timm_resize.resize_(duplicate, native)
+        timm_resize.resize_(duplicate, own_size)
         assert all(torch.equal(t, want[n]) for n, t in tensors(duplicate).items())

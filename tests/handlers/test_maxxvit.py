@@ -13,6 +13,7 @@ from timm.models.maxxvit import MaxxVit
 from torch import nn
 
 import timm_resize
+from tests.helpers.examples import mostly_slow
 from tests.helpers.oracle import assert_close, assert_same_structure, image, redraw_, stock
 from timm_resize.core.registry import handler_for
 
@@ -22,6 +23,8 @@ PARALLEL = "maxvit_tiny_pm_256"
 COATNET = "coatnet_pico_rw_224"
 POOLED = "coatnet_nano_rw_224"
 WINDOWED = [MAXVIT, TF, PARALLEL, "maxvit_rmlp_pico_rw_256", "maxxvit_rmlp_nano_rw_256", "maxxvitv2_nano_rw_256"]
+TYPICAL = [COATNET, MAXVIT, "maxxvitv2_nano_rw_256"]
+"""Attention over whole maps, in windows, and with ConvNeXt's blocks."""
 EXAMPLES = handler_for(MaxxVit).examples
 
 
@@ -52,7 +55,9 @@ def assert_equals_stock(ours: nn.Module, theirs: nn.Module, size: tuple[int, int
     torch.testing.assert_close(outputs(ours, size), outputs(theirs, size), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", [COATNET, "coatnet_nano_cc_224", "coatnet_rmlp_nano_rw_224", *WINDOWED])
+@pytest.mark.parametrize(
+    "name", mostly_slow([COATNET, "coatnet_nano_cc_224", "coatnet_rmlp_nano_rw_224", *WINDOWED], *TYPICAL)
+)
 def test_every_stage_equals_stock(name):
     """Each stage's map equals stock's after its `set_input_size`, for H>W and W>H."""
     model = redraw_(build(name))
@@ -68,7 +73,7 @@ def test_every_stage_equals_stock(name):
 
 
 @pytest.mark.parametrize("indices", [(0, 1, 2, 3, 4), (1, 2, 3)])
-@pytest.mark.parametrize("name", [COATNET, TF, "maxxvitv2_nano_rw_256"])
+@pytest.mark.parametrize("name", mostly_slow([COATNET, TF, "maxxvitv2_nano_rw_256"], COATNET))
 def test_features_only_equals_stock(name, indices, tmp_path):
     """A wrapper built at the size, and one resized to it, whole or cut short, equal stock's built there."""
     args = {**save(redraw_(build(name)), tmp_path), "features_only": True, "out_indices": indices, **EXAMPLES[name]}
@@ -98,7 +103,7 @@ ASKED = [
 
 
 @pytest.mark.parametrize("options", ASKED, ids=str)
-@pytest.mark.parametrize("name", [MAXVIT, "maxvit_rmlp_pico_rw_256", "maxxvitv2_nano_rw_256"])
+@pytest.mark.parametrize("name", mostly_slow([MAXVIT, "maxvit_rmlp_pico_rw_256", "maxxvitv2_nano_rw_256"], MAXVIT))
 def test_options_equal_stock(name, options):
     """window_size, grid_size and partition_ratio do and record what they do in stock's `set_input_size`."""
     model = redraw_(build(name))
@@ -108,7 +113,7 @@ def test_options_equal_stock(name, options):
     assert_equals_stock(ours, theirs, options.get("img_size", (256, 256)))
 
 
-@pytest.mark.parametrize("name", WINDOWED)
+@pytest.mark.parametrize("name", mostly_slow(WINDOWED, MAXVIT, "maxxvitv2_nano_rw_256"))
 def test_keep_holds_the_partition_and_rebuilds_in_stock(name):
     """window_policy='keep' changes no tensor at a multiple of the native size; stock rebuilds it from the record."""
     ours = redraw_(build(name))
@@ -218,7 +223,7 @@ SWEEP = [(s, s) for s in (16, 31, 33, 48, 63, 96, 112, 127, 128, 129, 144, 230, 
 SWEEP += [(96, 64), (128, 112), (95, 64), (33, 96)]
 
 
-@pytest.mark.parametrize("name", [COATNET, POOLED, "coatnet_rmlp_1_rw_224", MAXVIT, TF])
+@pytest.mark.parametrize("name", mostly_slow([COATNET, POOLED, "coatnet_rmlp_1_rw_224", MAXVIT, TF], COATNET, MAXVIT))
 def test_what_is_accepted_runs_and_what_stock_runs_is_accepted(name):
     """Every accepted size passes forward; every refused one breaks stock, or has it broadcast a one-cell shortcut."""
     ours, refusals = build(name, device="meta"), {}

@@ -7,6 +7,7 @@ import timm
 import torch
 
 import timm_resize
+from tests.helpers.examples import mostly_slow
 from tests.helpers.oracle import image, stock, tensors
 
 SMALL = [
@@ -42,6 +43,8 @@ RULES = [
     ("naflexvit_base_patch16_gap", 230, 224),
     ("qwen3_vit_88m", 230, 224),
 ]
+SEARCHED = {"ghostnetv2_100", "sequencer2d_s", "pvt_v2_b0"}
+"""Models that are run at tens of sizes until one is found, which takes many seconds."""
 
 
 def runs(model, size):
@@ -62,7 +65,7 @@ def runs(model, size):
             hook.remove()
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", mostly_slow(SMALL, *SMALL[1::2]))
 def test_a_size_changes_no_tensor_and_stocks_export_reloads(name, tmp_path):
     """Same seed, same bits as stock without a size; stock's own export of it opens in stock, bit for bit."""
     torch.manual_seed(0)
@@ -78,7 +81,9 @@ def test_a_size_changes_no_tensor_and_stocks_export_reloads(name, tmp_path):
         assert torch.equal(again(image((96, 128))), ours(image((96, 128))))
 
 
-@pytest.mark.parametrize(("name", "bad", "good"), RULES)
+@pytest.mark.parametrize(
+    ("name", "bad", "good"), [pytest.param(*r, marks=[pytest.mark.slow] * (r[0] in SEARCHED)) for r in RULES]
+)
 def test_sizes_that_forward_cannot_take_are_refused_with_ones_that_it_can(name, bad, good):
     """Forward fails at the one size and runs at the other; the error names sizes at which it runs."""
     model = stock(name, device="meta")

@@ -32,12 +32,6 @@ def base(request):
     return redraw_(stock(request.param, **SMALL))
 
 
-@pytest.fixture
-def model(base):
-    """A copy to change."""
-    return copy.deepcopy(base)
-
-
 @pytest.mark.parametrize("size", [*ODD, 236, 237, 238, 47, (239, 224)])
 def test_a_size_works_or_the_error_names_sizes_that_do(model, size):
     """Decided by what forward can do, also for feature maps."""

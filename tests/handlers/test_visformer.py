@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 
 import timm_resize
-from tests.helpers.oracle import image, redraw_, stock
+from tests.helpers.oracle import image, stock
 from tests.helpers.sizes import (
     ODD,
     assert_as_built,
@@ -23,18 +21,6 @@ from tests.helpers.transposed import transposed
 
 NAME, SMALL = "visformer_tiny", {"depth": (1, 1, 1), "embed_dim": 96, "num_classes": 3}
 MAPS = ["pos_embed1", "pos_embed2", "pos_embed3"]
-
-
-@pytest.fixture(scope="module")
-def base():
-    """A redrawn small Visformer at 224."""
-    return redraw_(stock(NAME, **SMALL))
-
-
-@pytest.fixture
-def model(base):
-    """A copy to change."""
-    return copy.deepcopy(base)
 
 
 @pytest.mark.parametrize("size", [*ODD, 31, 237, 223, (239, 224)])

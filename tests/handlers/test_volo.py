@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 
@@ -31,12 +29,6 @@ def base():
     for stage in (0, 2, 3, 4):  # its entry points do not let `layers` be given
         model.network[stage] = model.network[stage][:1]
     return model
-
-
-@pytest.fixture
-def model(base):
-    """A copy to change."""
-    return copy.deepcopy(base)
 
 
 @pytest.mark.parametrize("size", [*ODD, 15, 237, (239, 224)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Iterable
 
 import pytest
 from torch import nn
@@ -39,6 +40,29 @@ def _built(name: str) -> nn.Module:
     return redraw_(stock(name, **EXAMPLES[name]))
 
 
-def sweep(*names: str) -> list[object]:
-    """Return parameters for tests over these examples, all by default."""
-    return [n if n in ALWAYS else pytest.param(n, marks=pytest.mark.slow) for n in names or EXAMPLES]
+def sweep(*names: str, turn: int = 0, of: int = 1) -> list[object]:
+    """Return parameters for tests over these examples, all if none is given.
+
+    Promises that one mechanism keeps for every family take turns: by default each has every `of`-th of `ALWAYS`.
+    """
+    taken = {name for at, name in enumerate(n for n in names or EXAMPLES if n in ALWAYS) if at % of == turn}
+    return mostly_slow(names or EXAMPLES, *taken)
+
+
+def mostly_slow(names: Iterable[str], *default: str) -> list[object]:
+    """Return parameters of which all but the default ones are slow."""
+    return [n if n in default else pytest.param(n, marks=pytest.mark.slow) for n in names]
+
+
+def each_with(value: object, names: list[object]) -> list[object]:
+    """Return parameters of two, each of the names and the value, slow where the name is."""
+    both = ((*n.values, value) if hasattr(n, "values") else (n, value) for n in names)
+    marks = (getattr(n, "marks", ()) for n in names)
+    return [pytest.param(*pair, marks=mark) for pair, mark in zip(both, marks, strict=True)]
+
+
+def as_built(name: str) -> dict[str, object]:
+    """Return options with which a resize does what building, or loading, at the size does in stock timm."""
+    if "swin" in name and "swinv2_cr" not in name:
+        return {"window_policy": "keep"}
+    return {"interpolation": "bilinear", "antialias": False} if "flexi" in name else {}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import time
 
@@ -15,20 +13,11 @@ import torch
 from huggingface_hub.utils import RepositoryNotFoundError
 
 import timm_resize
+from tests.helpers.forks import in_forks, without_the_package
 from tests.helpers.hub_server import TIMEOUT, TOKEN, serve
 from tests.helpers.oracle import image
+from tests.helpers.stock_reader import read
 from timm_resize.cli import main
-
-LOAD = """
-import sys
-sys.modules["timm_resize"] = None
-import timm, torch
-torch.set_num_threads(1)
-model = timm.create_model(sys.argv[1], pretrained=True).eval()
-with torch.no_grad():
-    torch.save({"state": model.state_dict(), "output": model(torch.load(sys.argv[2]))}, sys.argv[3])
-"""
-"""Loads as a user without this package does: importing it fails."""
 
 
 @pytest.fixture
@@ -82,14 +71,12 @@ def test_round_trip(hub, tmp_path, capfd):
     with timm_resize.install():
         assert_loads(model)
     torch.save(image((96, 160)), tmp_path / "image.pt")
-    env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
-    run = subprocess.run(
-        [sys.executable, "-c", LOAD, "hf-hub:me/model", tmp_path / "image.pt", tmp_path / "seen.pt"],
-        env=env,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
+
+    def user():
+        without_the_package()
+        read(tmp_path, "hf-hub:me/model", cache_dir=tmp_path / "another")
+
+    in_forks(user)
     seen = torch.load(tmp_path / "seen.pt")
     assert_same(seen["state"], model.state_dict())
     with torch.no_grad():
@@ -161,9 +148,12 @@ def test_private_repositories_and_branches(hub, monkeypatch):
         timm.create_model("hf-hub:me/model", pretrained=True, cache_dir="elsewhere")
 
 
+FAULTS = (403, 503, "cut", "drop", "hang")
 RARER = (400, 401, 404, 409, 413, 429, 500, 502)
-FAULTS = (403, 503, "cut", "drop", "hang", *(pytest.param(status, marks=pytest.mark.slow) for status in RARER))
-"""What a request gets instead of its answer."""
+EACH = pytest.mark.parametrize(
+    "faults", [FAULTS, *(pytest.param((f,), marks=pytest.mark.slow) for f in FAULTS + RARER)]
+)
+"""What a request gets instead of its answer: each of the usual in turn, or always the same."""
 
 
 @pytest.fixture
@@ -176,8 +166,8 @@ def impatient(monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_an_upload_that_breaks_at_any_request(hub, impatient, fault, record_property):
+@EACH
+def test_an_upload_that_breaks_at_any_request(hub, impatient, faults, record_property):
     """Whatever breaks on the way, the repository is at its last commit or at the new one, whole; again works."""
     timm_resize.push_to_hub(build(), "me/model")
 
@@ -186,7 +176,7 @@ def test_an_upload_that_breaks_at_any_request(hub, impatient, fault, record_prop
         files(hub).pop("README.md", None)  # so that a card is sent again
         hub.objects.clear()  # and the weights
         start = len(hub.requests)
-        hub.faults = {} if at is None else {start + at: fault}
+        hub.faults = {} if at is None else {start + at: faults[at % len(faults)]}
         timm_resize.push_to_hub(model, "me/model")
         return len(hub.requests) - start
 
@@ -204,15 +194,15 @@ def test_an_upload_that_breaks_at_any_request(hub, impatient, fault, record_prop
     record_property("faults", requests)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_download_that_breaks_at_any_request(hub, impatient, fault, tmp_path, record_property):
+@EACH
+def test_a_download_that_breaks_at_any_request(hub, impatient, faults, tmp_path, record_property):
     """A broken answer is an error or is fetched again, never a model of half the weights; again works."""
     model, at = build(), 0
     timm_resize.push_to_hub(model, "me/model")
     with timm_resize.install():
         while True:
             start = len(hub.requests)
-            hub.faults = {start + at: fault}
+            hub.faults = {start + at: faults[at % len(faults)]}
             try:
                 assert_loads(model, cache_dir=tmp_path / f"{at}")
             except AssertionError:
@@ -229,7 +219,7 @@ def test_a_download_that_breaks_at_any_request(hub, impatient, fault, tmp_path, 
 def test_nothing_is_uploaded_of_what_cannot_be_saved(hub):
     """A model that has no config is refused before the repository is made."""
     with pytest.raises(timm_resize.UnsupportedModelError):
-        timm_resize.push_to_hub(timm.create_model("resnet18", features_only=True), "me/model")
+        timm_resize.push_to_hub(timm.create_model("test_resnet", features_only=True), "me/model")
     assert hub.requests == []
 
 

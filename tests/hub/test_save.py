@@ -212,7 +212,7 @@ def test_a_failing_first_save_leaves_no_folder(kind, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("how", ["kill", "fail"])
+@pytest.mark.parametrize("how", ["kill", pytest.param("fail", marks=pytest.mark.slow)])
 def test_a_save_that_ends_at_any_file_operation(how, tmp_path, record_property):
     """A real SIGKILL, or an error, at every operation: the folder holds the old checkpoint or the new one, whole."""
     count = every_operation(how, tmp_path)

@@ -32,13 +32,13 @@ def plugin():
 def test_our_create_model_leaves_timm_as_it_is(tmp_path):
     """`timm_resize.create_model` takes a size, with and without weights, and stock still refuses one."""
     before = timm_objects()
-    model = timm_resize.create_model("resnet18", img_size=96, num_classes=2)
+    model = timm_resize.create_model("test_resnet", img_size=96, num_classes=2)
     save_file(model.state_dict(), tmp_path / "weights.safetensors")
     overlay = {"file": str(tmp_path / "weights.safetensors"), "num_classes": 2}
-    timm_resize.create_model("resnet18", img_size=64, num_classes=2, pretrained=True, pretrained_cfg_overlay=overlay)
+    timm_resize.create_model("test_resnet", img_size=64, num_classes=2, pretrained=True, pretrained_cfg_overlay=overlay)
     assert timm_objects() == before
     with pytest.raises(TypeError, match="img_size"):
-        timm.create_model("resnet18", img_size=96)
+        timm.create_model("test_resnet", img_size=96)
 
 
 def test_a_call_without_a_size_is_stock(plugin):
@@ -68,9 +68,9 @@ def test_random_weights_at_a_size_that_stock_takes_are_stocks():
 def test_random_weights_where_stock_refuses_the_keyword_are_those_of_no_size():
     """Where stock has no `img_size`, the same seed draws what it draws without one."""
     torch.manual_seed(3)
-    ours = timm_resize.create_model("resnet18", img_size=96)
+    ours = timm_resize.create_model("test_resnet", img_size=96)
     torch.manual_seed(3)
-    theirs = stock("resnet18")
+    theirs = stock("test_resnet")
     assert all(torch.equal(t, tensors(theirs)[n]) for n, t in tensors(ours).items())
     assert "img_size" not in ours._model_args
 

@@ -37,7 +37,7 @@ def test_follows_a_resize(name):
 
 def test_what_the_caller_asks_for_holds():
     """Explicit sizes, channels and means win, as in stock."""
-    model = timm_resize.create_model("resnet18", img_size=96)
+    model = timm_resize.create_model("test_resnet", img_size=96)
     assert timm_resize.data_config(model, in_chans=1, crop_pct=0.5)["input_size"] == (1, 96, 96)
     with timm_resize.install():
         assert resolve_data_config({"input_size": (3, 64, 64)}, model=model)["input_size"] == (3, 64, 64)

@@ -37,7 +37,7 @@ def plugin():
 def test_a_create_model_imported_earlier_is_reached(plugin):
     """Names bound to timm's create_model before the plugin take `img_size` for a model that stock refuses."""
     for create in (early_create_model, timm.create_model, timm.models.create_model, _factory.create_model):
-        assert create("resnet18", img_size=96, num_classes=2)._traits["resized_img_size"] == (96, 96)
+        assert create("test_resnet", img_size=96, num_classes=2)._traits["resized_img_size"] == (96, 96)
 
 
 def test_uninstall_leaves_every_object_of_timm_identical():
@@ -45,7 +45,7 @@ def test_uninstall_leaves_every_object_of_timm_identical():
     before = timm_objects()
     handle = timm_resize.install()
     assert timm_objects() != before
-    timm.create_model("resnet18", img_size=96, num_classes=2).set_input_size(64)
+    timm.create_model("test_resnet", img_size=96, num_classes=2).set_input_size(64)
     handle.uninstall()
     assert timm_objects() == before
 
@@ -56,7 +56,7 @@ def test_install_nests():
     with timm_resize.install():
         with timm_resize.install():
             pass
-        timm.create_model("resnet18", img_size=96)
+        timm.create_model("test_resnet", img_size=96)
     assert timm_objects() == before
     timm_resize.uninstall()
     assert timm_objects() == before
@@ -96,7 +96,7 @@ def test_the_script_helper_of_timm_is_unchanged(plugin):
     assert args["img_size"] == 96
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("name", ["test_resnet", "vit_tiny_patch16_224"])
 def test_models_pickle_and_copy_without_the_method_on_the_instance(name, plugin):
     """`set_input_size` is on the class: instances deepcopy and pickle, and hold no function of ours."""
     model = timm.create_model(name, img_size=96, num_classes=2)
@@ -169,7 +169,7 @@ def test_install_is_all_or_nothing(monkeypatch):
                 timm_resize.install()
         assert timm_objects() == before
     with timm_resize.install():
-        assert timm.create_model("resnet18", img_size=96, device="meta")._traits["resized_img_size"] == (96, 96)
+        assert timm.create_model("test_resnet", img_size=96, device="meta")._traits["resized_img_size"] == (96, 96)
 
 
 def counting(function, calls, wraps):

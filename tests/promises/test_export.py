@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import timm_resize
+from tests.helpers.examples import mostly_slow
 from tests.helpers.oracle import image, redraw_, stock
 
 MODELS = {
@@ -19,6 +20,7 @@ MODELS = {
     "mixer_s32_224": {"mlp_ratio": (0.125, 0.25)},
     "hiera_tiny_224": {"stages": (1, 1, 1, 1), "embed_dim": 32},
 }
+TRANSFORMERS = ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "mixer_s32_224"]
 SIZE = (192, 256)
 OLD = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6)
 
@@ -31,7 +33,7 @@ def resized(name):
     return model
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", mostly_slow(MODELS, "swin_tiny_patch4_window7_224", "mixer_s32_224"))
 def test_export_has_no_interpolation(name):
     """The exported program computes what the model does, and samples nothing."""
     if OLD and name == "levit_128s":
@@ -45,9 +47,7 @@ def test_export_has_no_interpolation(name):
 
 
 @pytest.mark.skipif(OLD, reason="torch before 2.6 does not export these models to ONNX, at their own size either")
-@pytest.mark.parametrize(
-    "name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "levit_128s", "mixer_s32_224"]
-)
+@pytest.mark.parametrize("name", mostly_slow(["levit_128s", *TRANSFORMERS], "vit_tiny_patch16_224"))
 def test_onnx(name, tmp_path):
     """onnxruntime computes the same from the exported file, in whose graph nothing is resized."""
     onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
@@ -74,7 +74,7 @@ def test_a_size_of_multisize_exports():
             torch.testing.assert_close(program.module()(image(size)), multi(image(size)), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "mixer_s32_224"])
+@pytest.mark.parametrize("name", mostly_slow(TRANSFORMERS, "vit_tiny_patch16_224"))
 def test_compiled_once_per_size(name):
     """A compiled model is resized through its wrapper, compiles again once per size, and then no more."""
     torch._dynamo.reset()

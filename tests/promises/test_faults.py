@@ -83,7 +83,7 @@ def _quiet():
         yield
 
 
-@pytest.mark.parametrize("name", sorted(EXAMPLES)[::7])
+@pytest.mark.parametrize("name", sorted(EXAMPLES)[::12])
 def test_some_operations(name, record_property):
     """The first and two more of the operations that the model itself takes."""
     record_property("faults", faults_injected(name, lambda n: sorted({at for at in (1, n // 2, n) if 0 < at <= n})))

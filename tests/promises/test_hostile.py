@@ -15,13 +15,13 @@ from timm.layers import resample_abs_pos_embed
 
 import timm_resize
 import timm_resize.core.memory
-from tests.helpers.examples import EXAMPLES, example, sweep
+from tests.helpers.examples import EXAMPLES, each_with, example, sweep
 from tests.helpers.oracle import image, redraw_, stock, tensors
 from timm_resize.cli import main
 
 NAME, ARGS = "vit_tiny_patch16_224", {"depth": 1, "num_classes": 2}
 
-SIZES = [(10**6, 10**6), (10**6, 500_000)]
+SQUARE, WIDE = (10**6, 10**6), (10**6, 500_000)
 """The largest that are taken for sizes at all."""
 
 SMALL_ANYWHERE = {
@@ -51,8 +51,9 @@ def _quiet():
         yield
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("name", sweep())
+@pytest.mark.parametrize(
+    ("name", "size"), [*each_with(SQUARE, sweep(turn=0, of=2)), *each_with(WIDE, sweep(turn=1, of=2))]
+)
 def test_sizes_beyond_any_memory(name, size, monkeypatch):
     """A plan tells the memory; a resize and a build need little, or raise before they allocate any."""
     monkeypatch.setattr(timm_resize.core.memory, "_free", lambda device: 10**9)  # on any machine the same answer

@@ -13,13 +13,16 @@ from tests.helpers.same_bits import MAPS, check_maps
 PATHS = {
     "avx2": {"MKL_CBWR": "AVX2", "OMP_NUM_THREADS": "2"},
     "avx512": {"MKL_CBWR": "AVX512", "OMP_NUM_THREADS": "2"},  # falls back where the processor has none
-    "compatible": {"MKL_CBWR": "COMPATIBLE", "OMP_NUM_THREADS": "2"},
+    "compatible": {"MKL_CBWR": "COMPATIBLE", "OMP_NUM_THREADS": "1"},
     "plain torch": {"ATEN_CPU_CAPABILITY": "default", "OMP_NUM_THREADS": "2"},
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
+SLOW = {"avx512", "one thread"}  # the latter is in "compatible", and in this process
 
 
-@pytest.mark.parametrize("settings", PATHS.values(), ids=PATHS)
+@pytest.mark.parametrize(
+    "settings", [pytest.param(PATHS[n], id=n, marks=[pytest.mark.slow] * (n in SLOW)) for n in PATHS]
+)
 def test_same_bits_in_a_process_of_its_own(settings):
     """A tensor by itself, misplaced, strided, in the graph; once also in a model and a state dict: the same bits."""
     inherited = {k: v for k, v in os.environ.items() if k not in ("MKL_CBWR", "ATEN_CPU_CAPABILITY")}

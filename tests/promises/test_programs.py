@@ -100,7 +100,7 @@ def test_transformers_backbone():
     [
         ("tu-resnet18", {}),
         ("tu-swin_tiny_patch4_window7_224", {"img_size": (256, 320), "window_size": (8, 10)}),  # as its set_input_size
-        ("tu-maxvit_pico_rw_256", {"img_size": (256, 320)}),
+        pytest.param("tu-maxvit_pico_rw_256", {"img_size": (256, 320)}, marks=pytest.mark.slow),
     ],
 )
 @torch.no_grad()

@@ -11,6 +11,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from timm.utils import ModelEmaV3
+from torch import nn
 
 import timm_resize
 from tests.helpers.examples import ALWAYS, EXAMPLES, HEAVY, as_built, example
@@ -36,22 +37,27 @@ WAYS = (
     "wrapped",
     "load_checkpoint",
     "resize_state_dict",
+    "beside",
+    "holder",
+    "resume_checkpoint",
 )
 
 BY_CONFIG = {"swinv2_cr_tiny_224"}
 """Models whose saved config decides: it gives the window as of the size saved at."""
 
-THIRDS = [
+CASES = [
     pytest.param(
         name,
+        wide,
         [way for way in WAYS[turn::3] if way != "local-dir" or name not in BY_CONFIG],
-        id=f"{name}-{'-'.join(WAYS[turn::3])}",
-        marks=[pytest.mark.slow] * (turn != at % 3),
+        id=f"{name}-{'wide' if wide else 'square'}-{turn}",
+        marks=[pytest.mark.slow] * ((turn, wide) != (at % 3, at % 2)),
     )
     for at, name in enumerate(NAMES)
     for turn in range(3)
+    for wide in (0, 1)
 ]
-"""By default each model comes in three ways, and each way brings a third of the models."""
+"""By default each model comes in four of the ways at one shape, and each way brings a third of the models."""
 
 
 @pytest.fixture(autouse=True)
@@ -61,55 +67,77 @@ def _quiet():
         yield
 
 
-def near(model, change):
-    """A valid square size about `change` pixels larger, of whole patches."""
+def near(model, change, wide):
+    """Return a valid size about `change` pixels larger, of whole patches; a wide one by 64 pixels more on one side."""
     side = current_size(model)[0] + change
+    if wide:
+        return timm_resize.nearest_sizes(model, (side // 16 * 16, side // 16 * 16 + 64))[0]
     usual = (s for s in sorted(range(-64, 65), key=abs) if not (side + s) % 16 or not (side + s) % 14)
     valid = ((side + s,) * 2 for s in usual if timm_resize.nearest_sizes(model, side + s)[0] == (side + s,) * 2)
     return next(valid, timm_resize.nearest_sizes(model, side)[0])
 
 
-def brought(way, name, saved, size, folder):
-    """Bring the weights of `saved` in one way into a model at `size`."""
-    kwargs = EXAMPLES[name]
+class Holder(nn.Module):
+    """A program's own module about a model, with a parameter of its own."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.proto = nn.Parameter(torch.zeros(3))
+        self.net = model
+
+
+def written(way, saved, folder):
+    """Write the weights of `saved` as a program does that this package does not know, and return the file."""
     state = plain_tensors(saved)
+    if way in ("file", "checkpoint_path", "load_checkpoint"):
+        path = folder / "weights.safetensors"
+        save_file(state, path)
+        return str(path)
+    other = {k: torch.zeros_like(v) for k, v in state.items()}
+    content = {
+        "pickle": {"state_dict": state},
+        "averaged": {"state_dict": other, "state_dict_ema": ModelEmaV3(saved).state_dict()},
+        "wrapped": {f"module._orig_mod.{k}": v for k, v in state.items()},
+        "beside": {"epoch": 3, "state_dict": Holder(saved).state_dict()},
+        "resume_checkpoint": {"epoch": 3, "version": 2, "state_dict": state},
+    }
+    torch.save(content[way], folder / "weights.pth")
+    return str(folder / "weights.pth")
+
+
+def brought(way, name, saved, size, folder):
+    """Bring the weights of `saved` in one way into a model at `size`; away from squares with the size they are of."""
+    kwargs, of = EXAMPLES[name], current_size(saved)
     asked = {"img_size": size, **kwargs}
-    path = folder / "weights.safetensors"
+    source = {} if of[0] == of[1] else {"source": of}
+    source_size = {} if of[0] == of[1] else {"source_size": of}
     if way == "local-dir":
         timm_resize.save_pretrained(saved, folder)
         return timm.create_model(f"local-dir:{folder}", pretrained=True, img_size=size)
-    if way in ("file", "checkpoint_path", "load_checkpoint"):
-        save_file(state, path)
-    elif way == "pickle":
-        path = path.with_suffix(".pth")
-        torch.save({"state_dict": state}, path)
-    elif way == "averaged":
-        path = path.with_suffix(".pth")
-        other = {k: torch.zeros_like(v) for k, v in state.items()}
-        torch.save({"state_dict": other, "state_dict_ema": ModelEmaV3(saved).state_dict()}, path)
-    elif way == "wrapped":
-        path = path.with_suffix(".pth")
-        torch.save({f"module._orig_mod.{k}": v for k, v in state.items()}, path)
-    if way in ("file", "pickle"):
-        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(path)}, **asked)
-    if way == "state_dict":
-        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": state}, **asked)
-    if way in ("checkpoint_path", "averaged", "wrapped"):
-        return timm.create_model(name, checkpoint_path=str(path), **asked)
+    if way in ("file", "pickle", "state_dict"):
+        overlay = {"file": written(way, saved, folder)} if way != "state_dict" else {way: plain_tensors(saved)}
+        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **asked, **source_size)
+    if way in ("checkpoint_path", "averaged", "wrapped", "beside"):
+        return timm.create_model(name, checkpoint_path=written(way, saved, folder), **asked, **source_size)
     model = timm.create_model(name, **asked)
     if way == "load_checkpoint":
-        timm.models.load_checkpoint(model, str(path))
+        timm.models.load_checkpoint(model, written(way, saved, folder), **source_size)
+    elif way == "resume_checkpoint":
+        assert timm_resize.resume_checkpoint(model, written(way, saved, folder), **source) == 4
+    elif way == "holder":
+        holder = Holder(model)
+        holder.load_state_dict(timm_resize.resize_state_dict(Holder(saved).state_dict(), holder, **source))
     else:
-        model.load_state_dict(timm_resize.resize_state_dict(state, model))
+        model.load_state_dict(timm_resize.resize_state_dict(saved.state_dict(), model, **source))
     return model
 
 
-@pytest.mark.parametrize(("name", "ways"), THIRDS)
-def test_every_way_gives_the_same_tensors(name, ways, tmp_path):
+@pytest.mark.parametrize(("name", "wide", "ways"), CASES)
+def test_every_way_gives_the_same_tensors(name, wide, ways, tmp_path):
     """Base size C, saved at a larger B, opened at a smaller A: what a resize from B to A computes, bit for bit."""
     saved = example(name)
-    timm_resize.resize_(saved, near(saved, 64), **as_built(name))
-    size = near(saved, -96)
+    timm_resize.resize_(saved, near(saved, 64, wide), **as_built(name))
+    size = near(saved, -96, wide)
     want = copy.deepcopy(saved)
     want.__dict__.pop("_resize_chain", None)  # a file holds the tensors, not their originals
     timm_resize.resize_(want, size, **as_built(name))

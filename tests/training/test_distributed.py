@@ -156,6 +156,6 @@ def test_two_processes_that_share_the_parameters(refused):
 def test_a_plain_model_is_refused():
     """The helper for wrapped models names the call for plain ones."""
     with pytest.raises(timm_resize.UnsupportedModelError, match="Use timm_resize.resize_ for a plain model"):
-        timm_resize.resize_ddp(stock("resnet18"), 96)
+        timm_resize.resize_ddp(stock("test_resnet"), 96)
     with pytest.raises(timm_resize.UnsupportedModelError, match=r"not sharded\. Use timm_resize\.resize_"):
-        timm_resize.resize_fsdp(stock("resnet18"), 96, build=lambda: None, shard=lambda model: None)
+        timm_resize.resize_fsdp(stock("test_resnet"), 96, build=lambda: None, shard=lambda model: None)

@@ -86,7 +86,9 @@ def slow_unless(name, always):
     return pytest.param(name, marks=() if name in always else pytest.mark.slow)
 
 
-@pytest.mark.parametrize("name", [slow_unless(n, {*ALWAYS, *OTHERS[::5]}) for n in sorted({*EXAMPLES, *OTHERS})])
+@pytest.mark.parametrize(
+    "name", [slow_unless(n, {*sorted(ALWAYS)[::2], *OTHERS[::5]}) for n in sorted({*EXAMPLES, *OTHERS})]
+)
 def test_what_is_read_is_what_stock_reads(name, tmp_path):
     """Every family, and classes that have no family of their own: stock's tensors, buffers and attributes."""
     args = {"num_classes": 3, **EXAMPLES.get(name, {})}
@@ -97,9 +99,9 @@ def test_what_is_read_is_what_stock_reads(name, tmp_path):
     assert_same_structure(ours, theirs)
 
 
-@pytest.mark.parametrize("name", sorted(ALWAYS)[::3])
+@pytest.mark.parametrize("name", sorted(ALWAYS)[1::4])
 def test_a_checkpoint_path_is_read_as_stock_reads_it(name, tmp_path):
-    """A model of every third family by `checkpoint_path`, with the plugin in: stock's tensors and buffers."""
+    """A model of every fourth family by `checkpoint_path`, with the plugin in: stock's tensors and buffers."""
     args = {"num_classes": 3, **EXAMPLES[name]}
     model = redraw_(stock(name, **args))
     path = save(model, tmp_path / "weights.safetensors")
@@ -110,23 +112,23 @@ def test_a_checkpoint_path_is_read_as_stock_reads_it(name, tmp_path):
 
 def test_nothing_random_is_drawn_for_what_is_read(tmp_path):
     """When the file holds everything, torch's random stream stands where it stood; stock's moves on."""
-    path = save(redraw_(stock("resnet18", num_classes=5)), tmp_path / "weights.safetensors")
+    path = save(redraw_(stock("test_resnet", num_classes=5)), tmp_path / "weights.safetensors")
     for create, moved in ((stock, True), (timm_resize.create_model, False)):
         for how in (overlay(path, num_classes=5), {"checkpoint_path": path}):
             torch.manual_seed(1)
             before = torch.get_rng_state()
-            create("resnet18", num_classes=5, **how)
+            create("test_resnet", num_classes=5, **how)
             assert torch.equal(before, torch.get_rng_state()) != moved
 
 
 def test_a_new_head_is_drawn_by_its_own_initialiser(tmp_path):
     """Another number of classes: all but the head is read, the head is what `nn.Linear` draws from the seed."""
-    path = save(redraw_(stock("resnet18")), tmp_path / "weights.safetensors")
-    theirs = stock("resnet18", num_classes=5, **overlay(path))
+    path = save(redraw_(stock("test_resnet")), tmp_path / "weights.safetensors")
+    theirs = stock("test_resnet", num_classes=5, **overlay(path))
     torch.manual_seed(7)
-    ours = timm_resize.create_model("resnet18", num_classes=5, **overlay(path)).eval()
+    ours = timm_resize.create_model("test_resnet", num_classes=5, **overlay(path)).eval()
     torch.manual_seed(7)
-    head = nn.Linear(512, 5)
+    head = nn.Linear(96, 5)
     assert torch.equal(ours.fc.weight, head.weight)
     assert torch.equal(ours.fc.bias, head.bias)
     ours.fc, theirs.fc = nn.Identity(), nn.Identity()
@@ -151,7 +153,7 @@ def test_a_new_head_has_the_spread_of_its_models_initialiser(name, expected, tmp
     assert weight.std().item() == pytest.approx(expected, rel=0.05)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("name", ["test_resnet", "vit_tiny_patch16_224"])
 def test_other_channels_and_types_are_adapted_as_stock_does(name, tmp_path):
     """`in_chans=1`, a half-precision file, a bfloat16 model, `features_only`: stock's bits."""
     model = redraw_(stock(name))
@@ -168,29 +170,29 @@ def test_other_channels_and_types_are_adapted_as_stock_does(name, tmp_path):
 
 def test_labels_with_a_background_class_are_cut_as_stock_cuts_them(tmp_path):
     """`label_offset=1` reads the classifier from its second row on."""
-    path = save(redraw_(stock("resnet18", num_classes=11)), tmp_path / "weights.safetensors")
+    path = save(redraw_(stock("test_resnet", num_classes=11)), tmp_path / "weights.safetensors")
     args = {"num_classes": 10, **overlay(path, num_classes=10, label_offset=1)}
-    same_bits(timm_resize.create_model("resnet18", **args), stock("resnet18", **args))
-    assert torch.equal(timm_resize.create_model("resnet18", **args).fc.weight, load_file(path)["fc.weight"][1:])
+    same_bits(timm_resize.create_model("test_resnet", **args), stock("test_resnet", **args))
+    assert torch.equal(timm_resize.create_model("test_resnet", **args).fc.weight, load_file(path)["fc.weight"][1:])
 
 
 def test_pickled_checkpoints_are_read_too(tmp_path):
     """A `.pth` file with a wrapped `state_dict_ema` gives the tensors it holds."""
-    model = redraw_(stock("resnet18", num_classes=5))
+    model = redraw_(stock("test_resnet", num_classes=5))
     path = tmp_path / "weights.pth"
     torch.save({"state_dict": {}, "state_dict_ema": {f"module.{k}": v for k, v in model.state_dict().items()}}, path)
     for how in (overlay(path, num_classes=5), {"checkpoint_path": str(path)}):
-        same_bits(timm_resize.create_model("resnet18", num_classes=5, **how), model)
+        same_bits(timm_resize.create_model("test_resnet", num_classes=5, **how), model)
 
 
 def test_the_switch_keeps_stocks_random_stream(tmp_path):
     """With `fast_init=False`, in `install` or in our `create_model`, a seed gives stock's head and next number."""
-    path = save(redraw_(stock("resnet18")), tmp_path / "weights.safetensors")
+    path = save(redraw_(stock("test_resnet")), tmp_path / "weights.safetensors")
     args = {"num_classes": 5, **overlay(path)}
 
     def drawn(create):
         torch.manual_seed(3)
-        return create("resnet18", **args).fc.weight, torch.rand(4)
+        return create("test_resnet", **args).fc.weight, torch.rand(4)
 
     want = drawn(stock)
     with timm_resize.install(fast_init=False):
@@ -207,9 +209,9 @@ def test_the_switch_keeps_stocks_random_stream(tmp_path):
 def test_training_does_not_touch_the_file_nor_the_file_the_model(tmp_path):
     """An in-place update leaves every byte of the file; overwriting and deleting the file leaves the model."""
     path = tmp_path / "weights.safetensors"
-    save(redraw_(stock("resnet18", num_classes=2)), path)
+    save(redraw_(stock("test_resnet", num_classes=2)), path)
     content = path.read_bytes()
-    model = timm_resize.create_model("resnet18", num_classes=2, **overlay(path, num_classes=2))
+    model = timm_resize.create_model("test_resnet", num_classes=2, **overlay(path, num_classes=2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     model(image((64, 64), batch=2)).sum().backward()
     optimizer.step()
@@ -223,8 +225,8 @@ def test_training_does_not_touch_the_file_nor_the_file_the_model(tmp_path):
 
 def test_each_parameter_has_memory_of_its_own(tmp_path):
     """No tensor of a loaded model shares a storage with another, as after stock's load; so parts can be saved alone."""
-    path = save(stock("resnet18"), tmp_path / "weights.safetensors")
-    model = timm_resize.create_model("resnet18", **overlay(path))
+    path = save(stock("test_resnet"), tmp_path / "weights.safetensors")
+    model = timm_resize.create_model("test_resnet", **overlay(path))
     held = [t for t in tensors(model).values() if t.numel()]
     assert len({t.untyped_storage().data_ptr() for t in held}) == len(held)
     assert all(t.untyped_storage().nbytes() == t.nbytes for t in held)
@@ -305,17 +307,17 @@ def test_a_file_that_lacks_tensors_leaves_them_as_constructed(tmp_path):
 def test_a_damaged_or_missing_file_raises_as_stock(tmp_path):
     """A truncated file and no file raise stock's exceptions, and the next call is not affected."""
     path = tmp_path / "weights.safetensors"
-    save(stock("resnet18"), path)
+    save(stock("test_resnet"), path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
     for bad in (path, tmp_path / "none.safetensors"):
         with pytest.raises(Exception) as theirs:  # noqa: PT011
-            stock("resnet18", **overlay(bad))
+            stock("test_resnet", **overlay(bad))
         with pytest.raises(theirs.type) as ours:
-            timm_resize.create_model("resnet18", **overlay(bad))
+            timm_resize.create_model("test_resnet", **overlay(bad))
         assert str(ours.value) == str(theirs.value)
     path.write_bytes(whole)
-    same_bits(timm_resize.create_model("resnet18", **overlay(path)), stock("resnet18", **overlay(path)))
+    same_bits(timm_resize.create_model("test_resnet", **overlay(path)), stock("test_resnet", **overlay(path)))
 
 
 def test_another_load_checkpoint_gets_a_complete_model(tmp_path, monkeypatch):
@@ -336,12 +338,12 @@ def test_other_dispatch_modes_are_left_alone(tmp_path):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             return func(*args, **(kwargs or {}))
 
-    path = save(stock("resnet18"), tmp_path / "weights.safetensors")
+    path = save(stock("test_resnet"), tmp_path / "weights.safetensors")
     heads = []
     for create in (stock, timm_resize.create_model):
         torch.manual_seed(3)
         with Passing():
-            heads.append(create("resnet18", num_classes=5, **overlay(path)).fc.weight)
+            heads.append(create("test_resnet", num_classes=5, **overlay(path)).fc.weight)
     assert torch.equal(*heads)
 
 
@@ -350,12 +352,12 @@ def test_threads_load_at_the_same_time(tmp_path):
     import safetensors.torch as library
 
     before = library.load_file
-    paths = [save(redraw_(stock("resnet18"), seed=s), tmp_path / f"{s}.safetensors") for s in (1, 2)]
+    paths = [save(redraw_(stock("test_resnet"), seed=s), tmp_path / f"{s}.safetensors") for s in (1, 2)]
     results = {}
 
     def work(index):
         for _ in range(3):
-            results[index] = timm_resize.create_model("resnet18", **overlay(paths[index]))
+            results[index] = timm_resize.create_model("test_resnet", **overlay(paths[index]))
 
     def plain():
         for _ in range(10):
@@ -367,7 +369,7 @@ def test_threads_load_at_the_same_time(tmp_path):
     for thread in threads:
         thread.join()
     for index in (0, 1):
-        same_bits(results[index], stock("resnet18", **overlay(paths[index])))
+        same_bits(results[index], stock("test_resnet", **overlay(paths[index])))
     assert results["plain"][0].weight.std() > 0.05
     assert library.load_file is before
 
