@@ -215,6 +215,7 @@ def main() -> int:
     )
     parser.add_argument("--budget", type=float, default=40, help="seconds of CPU time of tests for one fault")
     parser.add_argument("--test-files", nargs="*", help="run these alone, not all of tests/ and the package's examples")
+    parser.add_argument("--part", default="1/1", help="2/4: every fourth fault from the second on; results concatenate")
     parser.add_argument("--report", action="store_true", help="run nothing")
     args = parser.parse_args()
     tree = args.results.resolve().with_suffix(".tree")
@@ -236,7 +237,8 @@ def main() -> int:
                 note(file=file, tests={n: t for n, t in answer["tests"].items() if n not in answer["failed"]})
         tests = {name: entry for r in known if "file" in r for name, entry in r["tests"].items()}
         done = {r["key"] for r in known if "key" in r}
-        for fault in sampled(tree, args.paths, args.faults, args.seed):
+        part, parts = map(int, args.part.split("/"))
+        for fault in sampled(tree, args.paths, args.faults, args.seed)[part - 1 :: parts]:
             if fault.key not in done:
                 start, (old, _) = time.time(), fault.source(tree)
                 at = {"path": fault.path, "line": old[: fault.start].count(b"\n") + 1, "diff": fault.diff(tree)}
