@@ -12,8 +12,7 @@ from torch import nn
 
 from timm_resize.core.find import current_size, find_model
 from timm_resize.geometry import text
-from timm_resize.hub.card import is_ours
-from timm_resize.hub.save import CARD, save_pretrained, write_card
+from timm_resize.hub.save import CARD, may_replace, save_pretrained, write_card
 from timm_resize.version import __version__
 
 
@@ -76,4 +75,4 @@ def _has_its_own_card(api: HfApi, repo_id: str, revision: str | None) -> bool:
         path = api.hf_hub_download(repo_id, CARD, revision=revision)
     except EntryNotFoundError:
         return False
-    return not is_ours(Path(path).read_text(errors="replace"))
+    return not may_replace(Path(path).resolve())  # the cache holds links to files
