@@ -114,18 +114,24 @@ def test_headless_cr_set_to_512():
 # -- which window ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ALL)
+OPTIONS = [
+    ((256, 192), {"window_size": 5}),
+    ((192, 256), {"window_size": (4, 6)}),
+    ((256, 256), {"window_size": (8, 8, (16, 8), 4)}),
+    (None, {"window_size": 4}),
+    ((122, 160), {"window_ratio": 4}),
+    ((160, 128), {"window_ratio": (8, 8, 4, 16)}),
+    ((160, 96), {"always_partition": True}),
+    ((64, 96), {"window_size": 10, "always_partition": True}),
+]
+
+
 @pytest.mark.parametrize(
-    ("size", "options"),
+    ("name", "size", "options"),
     [
-        ((256, 192), {"window_size": 5}),
-        ((192, 256), {"window_size": (4, 6)}),
-        ((256, 256), {"window_size": (8, 8, (16, 8), 4)}),
-        (None, {"window_size": 4}),
-        ((122, 160), {"window_ratio": 4}),
-        ((160, 128), {"window_ratio": (8, 8, 4, 16)}),
-        ((160, 96), {"always_partition": True}),
-        ((64, 96), {"window_size": 10, "always_partition": True}),
+        pytest.param(name, *option, marks=[pytest.mark.slow] * (at % 3 != turn))
+        for turn, name in enumerate(ALL)
+        for at, option in enumerate(OPTIONS)
     ],
 )
 def test_window_options_equal_stock(name, size, options, weights):
