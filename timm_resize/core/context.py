@@ -118,10 +118,12 @@ class Context(Tensors):
             except ResizeError:
                 raise
             except (AttributeError, TypeError, LookupError, ValueError) as error:  # a layer that is not as it was built
+                lacks = getattr(error, "obj", None)  # of an AttributeError: what has no such attribute
+                other = lacks if isinstance(lacks, nn.Module) and id(lacks) in self._paths else module
                 raise self._unsupported(
-                    f"the handler of {handler.cls.__name__} cannot read {self.path(module) or 'the model'}, a "
-                    f"{type(module).__name__} ({type(error).__name__}: {error}). Undo the change to what is in it for "
-                    "the resize, or write a handler with @timm_resize.register."
+                    f"the handler of {handler.cls.__name__} cannot read {self.path(other) or 'the model'}, a "
+                    f"{type(other).__name__} ({type(error).__name__}: {error}). Undo the change to it for the resize, "
+                    "or write a handler with @timm_resize.register."
                 ) from error
             if not isinstance(change, Change):
                 what = (

@@ -37,9 +37,14 @@ def strangers(root: nn.Module, modules: Walk) -> dict[str, nn.Module]:
         return handler is not None and handler.cls is cls
 
     odd = {cls for cls in {type(module) for _, module, _ in modules} if not is_known(cls)}
-    found = {path: module for path, module, _ in modules if type(module) in odd or "forward" in module.__dict__}
+    found = {path: m for path, m, _ in modules if type(m) in odd or "forward" in m.__dict__ or _spans_tokens(m)}
     head = _odd_head(root)
     return found if head is None else {**found, "classifier": head}
+
+
+def _spans_tokens(module: nn.Module) -> bool:
+    """Whether a norm is over more than channels, as none of stock's is: it has a weight for each token."""
+    return type(module) is nn.LayerNorm and len(module.normalized_shape) > 1
 
 
 def _odd_head(root: nn.Module) -> nn.Module | None:

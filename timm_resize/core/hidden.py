@@ -148,7 +148,8 @@ def whereabouts(module: nn.Module, name: str) -> str:
     """Say what has become of a tensor that is no Parameter or buffer of its module, and how to undo it; '' if unknown.
 
     A value that is computed from others in each forward has no map of its own. Pruned: the mask picks single entries,
-    and a resampled tensor is a mean over picked and unpicked ones. Normed: the norm of a row changes with its length.
+    and a resampled tensor is a mean over picked and unpicked ones; one that is alike for all tokens would do, but the
+    product is a plain attribute, which the next forward alone renews. Normed: a row's norm changes with its length.
     """
     held = {*module._parameters, *module._buffers}
     call, module_name = f"(module, {name!r})", type(module).__module__
@@ -205,30 +206,29 @@ def refuse_shared(root: nn.Module, changed: dict[str, nn.Parameter], optimizers:
     if not suspects or not _holders(root, suspects):
         return
     gc.collect()  # what nobody uses any more is no holder
-    for name in _holders(root, suspects):
-        model = type(root).__name__
+    for param, name in _holders(root, suspects):
+        key, model = next(key for key, p in changed.items() if p is param), type(root).__name__
         raise UnsupportedModelError(
-            f"{model}: its Parameter is also the {name} of a module outside of it, which would not follow. Give each "
-            f"its own, nn.Parameter(p.detach().clone()), resize both, then tie them again.",
+            f"{model}: {key} is also the Parameter {name!r} of a module outside of it, which would not follow. Give "
+            "each its own, nn.Parameter(p.detach().clone()), resize both, then tie them again.",
             model=model,
         )
 
 
-def _holders(root: nn.Module, params: list[nn.Parameter]) -> list[str]:
-    """Return the names under which modules that are not in `root`, nor a copy of one that is, hold parameters."""
+def _holders(root: nn.Module, params: list[nn.Parameter]) -> list[tuple[nn.Parameter, str]]:
+    """Return which parameters modules hold that are not in `root`, nor a copy of one that is, and as what."""
     own = {id(module._parameters) for module in root.modules()}
     relatives = {id(module._forward_hooks) for module in root.modules()}  # which shallow copies share
-    ids = {id(param) for param in params}
-    out: list[str] = []
+    out: list[tuple[nn.Parameter, str]] = []
     for mapping in gc.get_referrers(*params):
         if type(mapping) is not dict or id(mapping) in own:
             continue
-        names = [name for name, value in mapping.items() if id(value) in ids]
-        for owner in gc.get_referrers(mapping) if names else ():
+        found = [(p, str(name)) for name, value in mapping.items() for p in params if value is p]
+        for owner in gc.get_referrers(mapping) if found else ():
             state = owner.__dict__ if isinstance(owner, nn.Module) else owner
             foreign = isinstance(state, dict) and state.get("_parameters") is mapping
             if foreign and id(state["_forward_hooks"]) not in relatives:
-                out += map(str, names)
+                out += found
     return out
 
 
