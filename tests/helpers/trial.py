@@ -36,7 +36,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"num_classes": 0},
     {"in_chans": 1},
     {"dynamic_img_size": True},
-    {"global_pool": ""},
+    {"num_classes": 0, "global_pool": ""},
 ]
 """Keywords that models are built with, where they take them."""
 

@@ -34,7 +34,7 @@ def plan_efficientformer(model: EfficientFormer, ctx: Context) -> Changes:
     size = map_size(model.stem, ctx.new_size)
     stages = ctx.sequence(model, "stages")
     for i, stage in enumerate(stages):
-        before, size = size, map_size(getattr(stage.downsample, "conv", None), size)
+        before, size = size, map_size(stage.downsample, size)
         mixers = [getattr(block, "token_mixer", None) for block in stage.blocks]
         attentions = [mixer for mixer in mixers if isinstance(mixer, Attention)]
         for attention in attentions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from timm.models.efficientformer_v2 import Attention2d, Attention2dDownsample, EfficientFormerV2
+from torch import nn
 
 from timm_resize.core.context import Changes, Context
 from timm_resize.core.registry import register
@@ -26,7 +27,7 @@ def plan_efficientformer_v2(model: EfficientFormerV2, ctx: Context) -> Changes:
             size = map_size(part, size)
     for stage in ctx.sequence(model, "stages"):
         downsample = stage.downsample
-        if hasattr(downsample, "conv"):
+        if not isinstance(downsample, nn.Identity):
             if downsample.attn is not None:
                 yield from ctx.visit(downsample.attn, resolution=size)
             size = map_size(downsample.conv.conv, size)

@@ -41,7 +41,7 @@ def plan_gcvit(model: GlobalContextVit, ctx: Context) -> Changes:
 
 def _pools(stage: GlobalContextVitStage) -> int:
     """Count the stride-2 poolings between a stage's map and its global query."""
-    return sum(isinstance(layer, (nn.MaxPool2d, nn.AvgPool2d)) for layer in stage.global_block.blocks)
+    return sum(isinstance(layer, (nn.MaxPool2d, nn.AvgPool2d)) for layer in stage.global_block.modules())
 
 
 def _check_asked(ctx: Context, stages: list[GlobalContextVitStage], windows: list[Size]) -> None:

@@ -49,7 +49,7 @@ def plan_nest_level(level: NestLevel, ctx: Context, *, block: Size) -> Changes:
     yield from ctx.parameter(level, "pos_embed", Blocked(how.axes, dim=1, blocks=blocks))
     yield from ctx.attribute(level, block_size=_stored(block))
     wanted = NestLevel if block[0] == block[1] else RectangularNestLevel
-    if type(level) is not wanted:
+    if isinstance(level, RectangularNestLevel) != (wanted is RectangularNestLevel):
         if type(level) not in (NestLevel, RectangularNestLevel):
             raise UnsupportedModelError(
                 f"{type(ctx.root).__name__}: {ctx.path(level)} is a {type(level).__name__}, whose forward may know "

@@ -43,7 +43,8 @@ def plan_volo(model: VOLO, ctx: Context) -> Changes:
 def _grid(model: VOLO, size: Size) -> tuple[Size, Size]:
     """Return the grid of the position embedding for an image of `size`, and the pixels of one cell."""
     embed = model.patch_embed
-    layers = [embed.conv, embed.proj, *(m.proj for m in model.network[:2] if isinstance(m, Downsample))]
+    first = (layer for part in model.network[:2] for layer in part.modules())
+    layers = [embed.conv, embed.proj, *(layer.proj for layer in first if isinstance(layer, Downsample))]
     cell = (1, 1) if embed.conv is None else tuple(embed.conv[0].stride)
     for layer in layers:
         size = map_size(layer, size)

@@ -64,13 +64,19 @@ def plan_stages(
     )
     feat = grid
     for stage, window, was in zip(stages, windows, reference, strict=True):
-        before, feat = feat, feat if isinstance(stage.downsample, nn.Identity) else ceil_div(feat, 2)
+        before, feat = feat, ceil_div(feat, 2) if _merges(stage.downsample) else feat
         if hasattr(stage, "feat_size"):
             yield from ctx.attribute(stage, feat_size=feat)
         else:
             yield from ctx.attribute(stage, input_resolution=before, output_resolution=feat)
         yield from _plan_blocks(stage, ctx, feat, window, forgotten=max(was) < 2, replaced=replaced)
     return windows
+
+
+def _merges(downsample: nn.Module) -> bool:
+    """Whether a stage's first layer halves the map: an `nn.Identity` does not, whatever it is put into."""
+    leaves = (module for module in downsample.modules() if not module._modules)
+    return not all(isinstance(leaf, (nn.Identity, nn.Dropout)) for leaf in leaves)
 
 
 def _plan_blocks(stage: Any, ctx: Context, feat: Size, window: Size, forgotten: bool, replaced: bool) -> Changes:
