@@ -219,7 +219,7 @@ def test_convert_leaves_tensors_in_their_file(tmp_path):
     path = tmp_path / "weights.safetensors"
     save_checkpoint(stock("vit_tiny_patch16_224", depth=1), path)
     overlay = {"file": str(path)}
-    model = convert._open("vit_tiny_patch16_224", pretrained=True, pretrained_cfg_overlay=overlay, depth=1)
+    model = convert._open("vit_tiny_patch16_224", {"pretrained_cfg_overlay": overlay, "depth": 1})
     timm_resize.resize_(model, 96)
     with open("/proc/self/maps") as maps:
         ranges = [line.split()[0].split("-") for line in maps if line.rstrip().endswith(str(path))]

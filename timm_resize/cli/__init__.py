@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from types import ModuleType
 
 import timm
 import torch
@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _subcommands() -> Iterator[tuple[str, Any]]:
+def _subcommands() -> Iterator[tuple[str, ModuleType]]:
     for info in pkgutil.iter_modules(__path__):
         if not info.name.startswith("_"):
             yield info.name.replace("_", "-"), importlib.import_module(f"{__name__}.{info.name}")

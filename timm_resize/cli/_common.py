@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,13 +13,14 @@ from torch import nn
 
 from timm_resize.core.request import POLICIES, PRESETS
 from timm_resize.errors import ResizeError
+from timm_resize.geometry import SizeLike
 from timm_resize.plugin.create_model import create_model
 from timm_resize.resample.maps import MODES
 
 RESIZE_OPTIONS = ("patch_size", "window_size", "window_policy", "interpolation", "antialias", "preset")
 
 
-def size(text: str) -> Any:
+def size(text: str) -> SizeLike | tuple[SizeLike, ...]:
     """Read '384', '320x448' or '320,448' (height, width); with more commas, a list of such.
 
     Example:
@@ -33,12 +34,12 @@ def size(text: str) -> Any:
     return entries[0] if len(entries) == 1 else entries
 
 
-def _entry(text: str) -> Any:
+def _entry(text: str) -> SizeLike:
     sides = tuple(int(side) for side in text.lower().split("x"))
     return sides[0] if len(sides) == 1 else sides
 
 
-def keyword(text: str) -> tuple[str, Any]:
+def keyword(text: str) -> tuple[str, object]:
     """Read 'key=value'; the value is a Python literal, or else a string.
 
     Example:
@@ -93,7 +94,7 @@ def resize_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def build(
-    name: str, *, meta: bool = False, create: Callable[..., nn.Module] = create_model, **kwargs: Any
+    name: str, kwargs: Mapping[str, object], *, meta: bool = False, create: Callable[..., nn.Module] = create_model
 ) -> nn.Module:
     """Create a model, on the meta device if asked; whatever fails there is the user's to fix."""
     try:

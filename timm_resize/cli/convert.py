@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from timm.models import load_state_dict
-from torch import nn
+from torch import Tensor, nn
 
 from timm_resize.cli._common import add_resize_arguments, build, resize_options, size
 from timm_resize.errors import CheckpointError, ResizeError
@@ -54,14 +54,14 @@ def run(args: argparse.Namespace) -> None:
     """Convert, and print the plan and what was written."""
     folder = Path(args.output)
     _check_folder(folder, args.force)
-    kwargs: dict[str, Any] = dict(args.model_kwargs)
+    kwargs: dict[str, object] = dict(args.model_kwargs)
     if args.num_classes is not None:
         kwargs["num_classes"] = args.num_classes
     if _is_file(args.source):
         model = _from_file(args, kwargs)
     else:
         _check_name(args)
-        model = _open(args.source, pretrained=not args.no_pretrained, **kwargs)
+        model = build(args.source, kwargs) if args.no_pretrained else _open(args.source, kwargs)
     plan = resize_(model, args.img_size, **resize_options(args))
     print(plan.summary())
     for path in save_pretrained(model, folder):
@@ -96,7 +96,7 @@ def _check_name(args: argparse.Namespace) -> None:
         raise ResizeError(f"convert: SOURCE={args.source} is a folder. Use local-dir:{args.source}.")
 
 
-def _from_file(args: argparse.Namespace, kwargs: dict[str, Any]) -> nn.Module:
+def _from_file(args: argparse.Namespace, kwargs: Mapping[str, object]) -> nn.Module:
     """Build the model at the size that the file was saved at, and load it there."""
     path = args.source
     if not os.path.isfile(path):
@@ -105,9 +105,9 @@ def _from_file(args: argparse.Namespace, kwargs: dict[str, Any]) -> nn.Module:
         raise ResizeError(f"convert: SOURCE={path} is a checkpoint file. Give --model=NAME, the timm model it is of.")
     if args.no_pretrained:
         raise ResizeError(f"convert: SOURCE={path} with --no-pretrained would not be read. Leave one of them out.")
-    overlay: dict[str, Any] = {"file": path}
+    overlay: dict[str, object] = {"file": path}
     state_dict = _read(path)
-    meta_model = build(args.model, meta=True, **kwargs)
+    meta_model = build(args.model, kwargs, meta=True)
     classes = _classes(meta_model, state_dict)
     if classes is not None:
         overlay["num_classes"] = classes
@@ -115,22 +115,22 @@ def _from_file(args: argparse.Namespace, kwargs: dict[str, Any]) -> nn.Module:
         raise CheckpointError(
             f"{args.model}: {path} fits no square image size. Give --source-size=HxW, the size it was saved at."
         )
-    return _open(args.model, pretrained=True, source_size=args.source_size, pretrained_cfg_overlay=overlay, **kwargs)
+    return _open(args.model, {**kwargs, "source_size": args.source_size, "pretrained_cfg_overlay": overlay})
 
 
-def _open(name: str, *, pretrained: bool, **kwargs: Any) -> nn.Module:
-    """Build a model whose tensors stay in their mapped file where they can, so that they are never all in memory."""
-    return build(name, create=open_at_own_size, **kwargs) if pretrained else build(name, **kwargs)
+def _open(name: str, kwargs: Mapping[str, object]) -> nn.Module:
+    """Build a pretrained model whose tensors stay in their mapped file where they can: never all in memory."""
+    return build(name, kwargs, create=open_at_own_size)
 
 
-def _read(path: str) -> dict[str, Any]:
+def _read(path: str) -> dict[str, Tensor]:
     try:
         return dict(load_state_dict(path))
     except Exception as error:  # each format has errors of its own
         raise CheckpointError(f"convert: SOURCE={path} cannot be read: {error}. Give a checkpoint file.") from None
 
 
-def _classes(model: nn.Module, state_dict: dict[str, Any]) -> int | None:
+def _classes(model: nn.Module, state_dict: Mapping[str, Tensor]) -> int | None:
     """Return how many classes the checkpoint's classifier has, None when it cannot be told."""
     names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
     for name in (names,) if isinstance(names, str) else names:

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
     """Print the plan and the costs."""
     if args.model.partition(":")[0].lower() in ("hf-hub", "hf_hub"):
         raise ResizeError(f"plan: MODEL={args.model} would be downloaded. Give the architecture's name, or convert it.")
-    model = build(args.model, meta=True, **dict(args.model_kwargs))
+    model = build(args.model, dict(args.model_kwargs), meta=True)
     before = measure(model)
     plan = resize_(model, args.img_size, **resize_options(args))
     print(plan.summary(attributes=args.attributes))

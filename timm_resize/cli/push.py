@@ -7,7 +7,6 @@ Log in first (hf auth login), or set HF_TOKEN.
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from huggingface_hub.utils import HfHubHTTPError, HFValidationError
 
@@ -34,8 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Resize, upload, and print the plan and the commit's address."""
-    kwargs: dict[str, Any] = dict(args.model_kwargs)
-    model = build(args.source, pretrained=not args.no_pretrained, **kwargs)
+    model = build(args.source, {"pretrained": not args.no_pretrained, **dict(args.model_kwargs)})
     print(resize_(model, args.img_size, **resize_options(args)).summary())
     try:
         commit = push_to_hub(

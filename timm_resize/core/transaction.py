@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,16 @@ def write_all(writes: Writes) -> Callable[[], None]:
         transaction.undo()
         raise
     return transaction.undo
+
+
+class Stateful(Protocol):
+    """Anything with a state dict: a gradient scaler, a scheduler."""
+
+    def state_dict(self) -> dict[str, object]:
+        """Return what it keeps."""
+
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+        """Take it over."""
 
 
 class Transaction:
@@ -102,18 +112,18 @@ class Transaction:
         old = mapping.get(key, MISSING)
         self._log(lambda: _set_item(mapping, key, new), lambda: _set_item(mapping, key, old))
 
-    def load(self, module: nn.Module, state_dict: Mapping[str, Any]) -> None:
+    def load(self, module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
         """Load a state dict into the module's own memory. What the tensors held is kept meanwhile."""
         own = module.state_dict()
         before = {key: own[key].clone() for key in state_dict if key in own}
         self._log(lambda: _load(module, state_dict), lambda: _load(module, before))
 
-    def load_optimizer(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    def load_optimizer(self, optimizer: Optimizer, state_dict: dict[str, object]) -> None:
         """Load an optimizer's state dict, which makes new state and groups of it."""
         before = {key: optimizer.__dict__[key] for key in ("state", "param_groups")}
         self._log(lambda: optimizer.load_state_dict(state_dict), lambda: optimizer.__dict__.update(before))
 
-    def load_other(self, thing: Any, state_dict: dict[str, Any]) -> None:
+    def load_other(self, thing: Stateful, state_dict: dict[str, object]) -> None:
         """Load the state dict of anything that has one: a gradient scaler, a scheduler."""
         before = copy.deepcopy(thing.state_dict())
         self._log(lambda: thing.load_state_dict(state_dict), lambda: thing.load_state_dict(before))
@@ -128,7 +138,7 @@ def _write(do: Callable[[], None]) -> None:
     do()
 
 
-def _load(module: nn.Module, state_dict: Mapping[str, Any]) -> None:
+def _load(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     module.load_state_dict(state_dict, strict=False)
 
 

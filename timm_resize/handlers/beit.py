@@ -7,22 +7,22 @@ from timm.models.beit import Attention, Beit, RelativePositionBias
 from timm_resize.core.context import Changes, Context
 from timm_resize.core.registry import register
 from timm_resize.geometry import Size
-from timm_resize.handlers.layers.patch_embed import plan_grids
+from timm_resize.handlers.layers.patch_embed import SIZES, plan_grids
 from timm_resize.handlers.layers.relative_position import resize_bias_table
+
+_NARROW = {"depth": 1, "embed_dim": 48, "num_heads": 3}
 
 
 @register(
     Beit,
     state="relative_position_bias_table ((2h-1)*(2w-1) + 3, heads), shared or per block; pos_embed",
     method="geometric linear; pos_embed bicubic antialias; class token kept",
-    sizes="at least one patch; pixels past the last patch are dropped, with a warning",
+    sizes=SIZES,
     options=("patch_size",),
     examples={
-        "beit_base_patch16_224": {"depth": 2, "embed_dim": 48, "num_heads": 3},
+        "beit_base_patch16_224": {**_NARROW, "depth": 2},
         "beitv2_base_patch16_224": {
-            "depth": 1,
-            "embed_dim": 48,
-            "num_heads": 3,
+            **_NARROW,
             "use_rel_pos_bias": False,
             "use_shared_rel_pos_bias": True,
             "use_abs_pos_emb": True,

@@ -66,23 +66,18 @@ def plan_byobnet(model: ByobNet, ctx: Context) -> Changes:
     head = getattr(model, "head", None)
     if isinstance(head, AttentionPool2d):
         yield from ctx.visit(head, feat_size=size)
-    if isinstance(model, ByobNet) and any(_has_table(m) for m in model.modules()):
-        _warn_of_stock_count(model, ctx, size)
+    if isinstance(model, ByobNet) and any(map(_has_table, model.modules())):
+        counted = floor_div(ctx.new_size, model.feature_info[-1]["reduction"])
+        if counted != size:
+            ctx.warn(
+                f"img_size={ctx.new_size} gives a {text(size)} last map. Stock timm's constructor counts "
+                f"{text(counted)}, so a checkpoint of this size loads only through timm_resize."
+            )
 
 
 def _has_table(module: nn.Module) -> bool:
     lambdas = isinstance(module, LambdaLayer) and module.pos_emb is not None
     return lambdas or isinstance(module, (BottleneckAttn, AttentionPool2d))
-
-
-def _warn_of_stock_count(model: ByobNet, ctx: Context, size: Size) -> None:
-    """Warn where stock's constructor, which divides rounding down, makes tables of another size."""
-    counted = floor_div(ctx.new_size, model.feature_info[-1]["reduction"])
-    if counted != size:
-        ctx.warn(
-            f"img_size={ctx.new_size} gives a {text(size)} last map. Stock timm's constructor counts "
-            f"{text(counted)}, so a checkpoint of this size loads only through timm_resize."
-        )
 
 
 def _follow(module: nn.Module, ctx: Context, size: Size) -> Changes:

@@ -6,14 +6,14 @@ from timm.models.cait import Cait
 
 from timm_resize.core.context import Changes, Context
 from timm_resize.core.registry import register
-from timm_resize.handlers.layers.patch_embed import plan_grids
+from timm_resize.handlers.layers.patch_embed import SIZES, plan_grids
 
 
 @register(
     Cait,
     state="pos_embed (1, h*w, dim), no prefix",
     method="bicubic antialias",
-    sizes="at least one patch; pixels past the last patch are dropped, with a warning",
+    sizes=SIZES,
     options=("patch_size",),
     examples={"cait_xxs24_224": {"depth": 1, "depth_token_only": 1}},
 )

@@ -6,7 +6,7 @@ from timm.models.coat import CoaT
 
 from timm_resize.core.context import Changes, Context, Grids
 from timm_resize.core.registry import register
-from timm_resize.geometry import Size, left_over, text, times
+from timm_resize.geometry import left_over, text, times
 
 
 @register(
@@ -34,16 +34,9 @@ def plan_coat(model: CoaT, ctx: Context) -> Changes:
         if min(size) < 1:
             ctx.invalid(f"leaves stage {number} no patch: one takes {text(cell)} pixels")
         grids.append(size)
-    if model.parallel_blocks is not None:
-        _check_parallel(ctx, grids)
-    ctx.warn_dropped(left_over(ctx.new_size, times(size, cell)), f"the cells of stage {len(grids)} take {text(cell)}")
-
-
-def _check_parallel(ctx: Context, grids: list[Size]) -> None:
-    """Refuse grids that the parallel blocks cannot add up: they scale stages 3 and 4 by exactly 2 and 4."""
-    second, last = grids[1], grids[3]
-    if second != times(last, 4):
+    if model.parallel_blocks is not None and grids[1] != times(grids[3], 4):
         ctx.invalid(
-            f"gives a {text(second)} grid at stage 2 and {text(last)} at stage 4, not a quarter of it, "
+            f"gives a {text(grids[1])} grid at stage 2 and {text(grids[3])} at stage 4, not a quarter of it, "
             "which the parallel blocks need"
         )
+    ctx.warn_dropped(left_over(ctx.new_size, times(size, cell)), f"the cells of stage {len(grids)} take {text(cell)}")

@@ -9,14 +9,14 @@ from torch import Tensor
 from timm_resize.core.context import Changes, Context, Rebuild
 from timm_resize.core.registry import register
 from timm_resize.geometry import Size
-from timm_resize.handlers.layers.patch_embed import plan_grids
+from timm_resize.handlers.layers.patch_embed import SIZES, plan_grids
 
 
 @register(
     ConVit,
     state="pos_embed (1, h*w, dim), no prefix; rel_indices (1, h*w, h*w, 3)",
     method="bicubic antialias; indices rebuilt",
-    sizes="at least one patch; pixels past the last patch are dropped, with a warning",
+    sizes=SIZES,
     options=("patch_size",),
     examples={"convit_tiny": {"depth": 2, "local_up_to_layer": 1}},
 )
@@ -53,13 +53,7 @@ def relative_positions(grid: Size, *, device: torch.device, dtype: torch.dtype) 
 
     Source: ConViT, arXiv 2103.10697, equation 6 (the relative positional encodings r).
     """
-    y, x = (
-        side.reshape(-1)
-        for side in torch.meshgrid(
-            torch.arange(grid[0], dtype=torch.float32, device=device),
-            torch.arange(grid[1], dtype=torch.float32, device=device),
-            indexing="ij",
-        )
-    )
+    sides = [torch.arange(side, dtype=torch.float32, device=device) for side in grid]
+    y, x = (cells.reshape(-1) for cells in torch.meshgrid(*sides, indexing="ij"))
     dy, dx = y[None, :] - y[:, None], x[None, :] - x[:, None]  # (from, to)
     return torch.stack([dx, dy, dx**2 + dy**2], dim=-1)[None].to(dtype)

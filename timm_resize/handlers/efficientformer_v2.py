@@ -7,7 +7,7 @@ from torch import nn
 
 from timm_resize.core.context import Changes, Context
 from timm_resize.core.registry import register
-from timm_resize.geometry import Size, ceil_div, divisible, text
+from timm_resize.geometry import Size, divisible, text
 from timm_resize.handlers.layers.conv_size import map_size
 from timm_resize.handlers.layers.offset_bias import resize_offset_bias
 
@@ -50,14 +50,9 @@ def plan_attention_2d(attention: Attention2d, ctx: Context, *, resolution: Size)
             ctx.invalid(f"gives {where}, not divisible by its stride={stride}")
         inner = map_size(attention.stride_conv.conv, resolution)
     yield from resize_offset_bias(attention, ctx, tuple(attention.resolution), inner)
-    yield from ctx.attribute(attention, resolution=inner, N=inner[0] * inner[1])
 
 
 @register(Attention2dDownsample, state="attention_biases (heads, h*w)", method="as EfficientFormerV2")
 def plan_attention_2d_downsample(attention: Attention2dDownsample, ctx: Context, *, resolution: Size) -> Changes:
     """Resample the table for an input map of `resolution`; the queries are every second cell."""
-    halved = ceil_div(resolution, 2)
     yield from resize_offset_bias(attention, ctx, tuple(attention.resolution), resolution, step=2)
-    yield from ctx.attribute(
-        attention, resolution=resolution, resolution2=halved, N=resolution[0] * resolution[1], N2=halved[0] * halved[1]
-    )

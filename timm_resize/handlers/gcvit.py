@@ -34,7 +34,13 @@ def plan_gcvit(model: GlobalContextVit, ctx: Context) -> Changes:
     windows = [floor_div(ctx.new_size, unit) for unit in units]
     _check_asked(ctx, stages, windows)
     for i, (stage, window) in enumerate(zip(stages, windows, strict=True)):
-        yield from _plan_stage(stage, ctx, floor_div(ctx.new_size, STEM_STRIDE * 2**i), window)
+        grid = floor_div(ctx.new_size, STEM_STRIDE * 2**i)
+        count = (grid[0] // window[0]) * (grid[1] // window[1])
+        for block in stage.blocks:
+            yield from ctx.attribute(block, window_size=window, num_windows=count)
+            yield from ctx.attribute(block.attn, window_size=window)
+            yield from ctx.visit(block.attn.rel_pos, window=window)
+        yield from ctx.attribute(stage, feat_size=grid)
     if "window_size" in getattr(model, "_model_args", {}):
         ctx.record(window_size=tuple(windows))
 
@@ -56,12 +62,3 @@ def _check_asked(ctx: Context, stages: list[GlobalContextVitStage], windows: lis
     if ctx.request.window_policy == "keep" and present != windows:
         have = ", ".join(text(window) for window in windows)
         ctx.invalid(f"gives global queries and so windows of {have}, against window_policy='keep'")
-
-
-def _plan_stage(stage: GlobalContextVitStage, ctx: Context, grid: Size, window: Size) -> Changes:
-    count = (grid[0] // window[0]) * (grid[1] // window[1])
-    for block in stage.blocks:
-        yield from ctx.attribute(block, window_size=window, num_windows=count)
-        yield from ctx.attribute(block.attn, window_size=window)
-        yield from ctx.visit(block.attn.rel_pos, window=window)
-    yield from ctx.attribute(stage, feat_size=grid)

@@ -43,29 +43,17 @@ def plan_levit(model: Levit, ctx: Context) -> Changes:
             yield from ctx.visit(block.attn, resolution=grid)
 
 
-@register(Attention, state="attention_biases (heads, h*w)", method="bicubic over mirrored offsets")
-def plan_attention(attn: Attention, ctx: Context, *, resolution: Size) -> Changes:
-    """Resample the bias table of attention within a grid (h, w)."""
-    yield from _bias(attn, ctx, resolution, stride=1)
+@register(Attention, AttentionDownsample, state="attention_biases (heads, h*w)", method="bicubic over mirrored offsets")
+def plan_attention(attn: Attention | AttentionDownsample, ctx: Context, *, resolution: Size) -> Changes:
+    """Resample the bias table over the offsets in the keys' grid (h, w), the input; returns the queries' grid.
 
-
-@register(AttentionDownsample, state="attention_biases (heads, h*w)", method="bicubic over mirrored offsets")
-def plan_attention_downsample(attn: AttentionDownsample, ctx: Context, *, resolution: Size) -> Changes:
-    """Resample the bias table of attention whose queries are every `stride`-th cell; returns the queries' grid.
-
-    The table is over the offsets in the keys' grid, the input.
+    The queries of a downsampling attention are every `stride`-th cell.
     """
-    yield from _bias(attn, ctx, resolution, stride=attn.stride)
-    if hasattr(attn.q.down, "resolution"):  # the linear kind reads it in a view; the convolutional kind has none
-        yield from ctx.attribute(attn.q.down, resolution=resolution)
-    return ceil_div(resolution, attn.stride)
-
-
-def _bias(attn: Attention | AttentionDownsample, ctx: Context, new: Size, stride: int) -> Changes:
-    old = tuple(attn.resolution)
-    yield from resize_offset_bias(attn, ctx, old, new, step=stride)
-    if old != new:
-        yield from ctx.attribute(attn, resolution=new)
+    stride = attn.stride if isinstance(attn, AttentionDownsample) else 1
+    yield from resize_offset_bias(attn, ctx, tuple(attn.resolution), resolution, step=stride)
+    if isinstance(attn, AttentionDownsample) and hasattr(attn.q.down, "resolution"):
+        yield from ctx.attribute(attn.q.down, resolution=resolution)  # of a linear one; a convolution needs none
+    return ceil_div(resolution, stride)
 
 
 def _stem(model: nn.Module, ctx: Context) -> tuple[nn.Module, Callable[[Size], Size]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 from timm.models.maxxvit import (
+    ConvNeXtBlock,
     MaxxVit,
     MaxxVitBlock,
+    MbConvBlock,
     ParallelMaxxVitBlock,
     ParallelPartitionAttention,
     PartitionAttention2d,
@@ -21,6 +24,10 @@ from timm_resize.core.registry import register
 from timm_resize.errors import ResizeError
 from timm_resize.geometry import Size, divisible, floor_div, short, text
 from timm_resize.handlers.layers.conv_size import map_size
+
+Block: TypeAlias = MbConvBlock | ConvNeXtBlock | TransformerBlock2d | MaxxVitBlock | ParallelMaxxVitBlock
+
+Partitioned: TypeAlias = PartitionAttention2d | PartitionAttentionCl | ParallelPartitionAttention
 
 PARTITION_RATIO = 32
 """What timm's configurations divide the image by; a feature wrapper no longer has the model's own."""
@@ -66,10 +73,9 @@ def plan_maxxvit(model: MaxxVit, ctx: Context) -> Changes:
     dropped = [sum(place.dropped[axis] for place in places) for axis in (0, 1)]  # no place in a wrapper of the stem
     ctx.warn_dropped(dropped, "maps with an odd side are pooled in pairs")
     for place in places:
-        block: Any = place.block
-        if isinstance(block, TransformerBlock2d) and block.attn.rel_pos is not None:
-            yield from ctx.visit(block.attn.rel_pos, window=place.map)
-        for layer, name in _partition_layers(block):
+        if isinstance(place.block, TransformerBlock2d) and place.block.attn.rel_pos is not None:
+            yield from ctx.visit(place.block.attn.rel_pos, window=place.map)
+        for layer, name in _partition_layers(place.block):
             yield from ctx.visit(layer, partition=getattr(partitions, name))
     for name, value in (("img_size", ctx.new_size), ("partition_ratio", partitions.ratio)):
         if name in model.__dict__:  # not in a feature wrapper
@@ -84,7 +90,7 @@ def plan_maxxvit(model: MaxxVit, ctx: Context) -> Changes:
     state="partition_size; one rel_pos, two in parallel blocks",
     method="follow the partition",
 )
-def plan_partition_attention(layer: PartitionAttentionCl, ctx: Context, *, partition: Size) -> Changes:
+def plan_partition_attention(layer: Partitioned, ctx: Context, *, partition: Size) -> Changes:
     """Set the window or grid size of an attention and of its position biases; parallel ones share it."""
     yield from ctx.attribute(layer, partition_size=partition)
     parallel = isinstance(layer, ParallelPartitionAttention)
@@ -93,7 +99,7 @@ def plan_partition_attention(layer: PartitionAttentionCl, ctx: Context, *, parti
             yield from ctx.visit(attention.rel_pos, window=partition)
 
 
-def _partition_layers(block: nn.Module) -> list[tuple[Any, str]]:
+def _partition_layers(block: Block) -> list[tuple[Partitioned, str]]:
     """Return a block's partition attentions with the option that sets each; none for other blocks."""
     if isinstance(block, ParallelMaxxVitBlock):
         return [(block.attn, "window_size")]
@@ -107,7 +113,7 @@ def _partition_layers(block: nn.Module) -> list[tuple[Any, str]]:
 class _Place:
     """A block and the maps (h, w) that forward gives it: coming in, after its main branch, after its shortcut."""
 
-    block: nn.Module
+    block: Block
     stage: int
     before: Size
     map: Size
@@ -135,13 +141,13 @@ def _trace(model: nn.Module, ctx: Context) -> list[_Place]:
     return places
 
 
-def _branches(block: MaxxVitBlock, size: Size) -> tuple[Size, Size]:
+def _branches(block: Block, size: Size) -> tuple[Size, Size]:
     """Return the maps that a block's main branch and its shortcut give.
 
     Padded convolutions round up and unpadded pooling rounds down, so for an odd map the two may differ.
     """
     conv = getattr(block, "conv", block)  # MaxViT: convolutions first, then attention at their size
-    steps: Any = conv if isinstance(conv, nn.Sequential) else (conv,)
+    steps: Sequence[Block] = list(conv) if isinstance(conv, nn.Sequential) else [conv]
     shortcut = size
     for step in steps:
         shortcut = map_size(step.shortcut, size)
@@ -239,13 +245,13 @@ def _record(model: nn.Module, ctx: Context, partitions: _Partitions, places: lis
     Constructing, only where the image size alone would not give them to a stock rebuild.
     """
     window, grid, ratio = partitions.window_size, partitions.grid_size, partitions.ratio
-    values: dict[str, Any] = {
+    values: dict[str, Size | int] = {
         "transformer_window_size": window,
         "transformer_grid_size": grid,
         "transformer_partition_ratio": ratio,
     }
     if not ctx.request.constructing:
-        ctx.record(**values)
+        ctx.record(built=False, **values)
         return
     default = floor_div(ctx.new_size, PARTITION_RATIO)
     as_built = getattr(model, "img_size", ctx.old_size) == ctx.new_size and _present(places) == (window, grid)

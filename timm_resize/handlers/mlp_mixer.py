@@ -8,7 +8,7 @@ from torch import nn
 from timm_resize.core.context import Changes, Context
 from timm_resize.core.registry import register
 from timm_resize.geometry import Size
-from timm_resize.handlers.layers.patch_embed import plan_grids
+from timm_resize.handlers.layers.patch_embed import SIZES, plan_grids
 
 _STATE = "weights and biases over h*w tokens"
 
@@ -19,7 +19,7 @@ _METHOD = "the tokens are an image: written by interpolation, read by its (pseud
     MlpMixer,
     state=_STATE,
     method=_METHOD,
-    sizes="at least one patch; pixels past the last patch are dropped, with a warning",
+    sizes=SIZES,
     options=("patch_size",),
     examples={
         "mixer_s32_224": {"mlp_ratio": (0.125, 0.25)},

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from timm.models.mvitv2 import MultiScaleAttention, MultiScaleAttentionPoolFirst, MultiScaleVit
@@ -32,7 +31,7 @@ def plan_mvitv2(model: MultiScaleVit, ctx: Context) -> Changes:
     stride = _stride(stages[0].blocks[0].attn.pool_q)
     old = times(stages[0].feat_size, stride)
     grid = map_size(model.patch_embed.proj, ctx.new_size)
-    yield from ctx.parameter(model, "pos_embed", ctx.pos_embed(old, grid, model.num_prefix_tokens))
+    yield from ctx.parameter(model, "pos_embed", ctx.pos_embed(old, grid, model.num_prefix_tokens), optional=True)
     yield from ctx.guard(model.patch_embed.proj, partial(map_size, model.patch_embed.proj))
     for stage in stages:
         for block in stage.blocks:
@@ -102,6 +101,9 @@ class QueryKeyOffset(AxisMap):
         new_zero: Row of offset 0 in the new table.
     """
 
+    LABEL = "{mode}, offset 0 kept"
+    OLD_SIDE = ("old", "old_zero", "old_last")
+
     old_zero: int
     old_last: int
     new_zero: int
@@ -112,15 +114,6 @@ class QueryKeyOffset(AxisMap):
     def is_identity(self) -> bool:
         """Whether both tables have the same rows with offset 0 at the same one."""
         return self.old == self.new and self.old_zero == self.new_zero
-
-    @property
-    def source(self) -> tuple[Any, ...]:
-        """The old table's rows, row of offset 0 and last row in use."""
-        return (self.old, self.old_zero, self.old_last)
-
-    def rebase(self, source: tuple[Any, ...]) -> AxisMap:
-        """Return the map to the same new table from another old one."""
-        return replace(self, old=source[0], old_zero=source[1], old_last=source[2])
 
     def build(self) -> Tensor:
         """Return the (new, old) matrix, float64."""
@@ -136,8 +129,3 @@ class QueryKeyOffset(AxisMap):
         matrix[self.new_zero] = 0.0
         matrix[self.new_zero, self.old_zero] = 1.0  # also when a widened kernel would blur it
         return matrix
-
-    @property
-    def label(self) -> str:
-        """Short name of the method for tables."""
-        return f"{self.mode}, offset 0 kept"

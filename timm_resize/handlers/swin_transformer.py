@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, WindowAttention
+from timm.models.swin_transformer import SwinTransformer, WindowAttention
+from timm.models.swin_transformer_v2 import SwinTransformerV2
 
 from timm_resize.core.context import Changes, Context
 from timm_resize.core.registry import register
 from timm_resize.geometry import Size
 from timm_resize.handlers.layers.patch_embed import plan_grids
 from timm_resize.handlers.layers.relative_position import resize_bias_table
-from timm_resize.handlers.layers.windows import OPTIONS, plan_block, plan_stages
-
-SMALL = {"embed_dim": 16, "num_heads": (1, 2, 2, 2)}
+from timm_resize.handlers.layers.windows import OPTIONS, SIZES, SMALL, plan_stages
 
 
 @register(
@@ -25,22 +24,19 @@ def plan_window_attention(attn: WindowAttention, ctx: Context, *, window_size: S
     yield from resize_bias_table(attn, ctx, window_size)
 
 
-register(SwinTransformerBlock, state="attn_mask (windows, area, area)", method="rebuilt", sizes="any map")(plan_block)
-
-
 @register(
     SwinTransformer,
     state="bias tables, indices and masks per window",
     method="tables: geometric linear; window_policy timm: windows scale with the grid, a new model keeps them",
-    sizes="at least one patch; windows that do not divide a map let shifted ones attend across the edge, with a note",
+    sizes=SIZES,
     options=("patch_size", *OPTIONS),
     examples={
         "swin_tiny_patch4_window7_224": {**SMALL, "depths": (2, 2, 2, 2)},
         "swin_s3_small_224": {**SMALL, "depths": (2, 1, 2, 2)},
     },
 )
-def plan_swin_transformer(model: SwinTransformer, ctx: Context) -> Changes:
-    """Choose each stage's window on the new grid and resample its tables.
+def plan_swin_transformer(model: SwinTransformer | SwinTransformerV2, ctx: Context) -> Changes:
+    """Choose each stage's window on the new grid, and resample or rebuild what depends on it; v2 has it, too.
 
     The windows that later resizes scale from are the constructor's, or those given last.
     """

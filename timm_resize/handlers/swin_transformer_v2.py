@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 
 import torch
-from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2Block, WindowAttention
+from timm.models.swin_transformer_v2 import SwinTransformerV2, WindowAttention
 from torch import Tensor
 
 from timm_resize.core.context import Changes, Context, Rebuild
 from timm_resize.core.registry import register
 from timm_resize.geometry import Size
-from timm_resize.handlers.layers.patch_embed import plan_grids
 from timm_resize.handlers.layers.relative_position import rebuild_index
-from timm_resize.handlers.layers.windows import OPTIONS, plan_block, plan_stages
-
-SMALL = {"embed_dim": 16, "num_heads": (1, 2, 2, 2)}
+from timm_resize.handlers.layers.windows import OPTIONS, SIZES, SMALL
+from timm_resize.handlers.swin_transformer import plan_swin_transformer
 
 
 @register(
@@ -65,21 +63,14 @@ def log_coordinates(window: Size, pretrained: Size, *, device: torch.device, dty
     return (torch.sign(scaled) * torch.log2(scaled.abs() + 1.0) / math.log2(8)).to(dtype)
 
 
-register(SwinTransformerV2Block, state="attn_mask (windows, area, area)", method="rebuilt", sizes="any map")(plan_block)
-
-
-@register(
+register(
     SwinTransformerV2,
     state="coordinate tables, indices and masks per window",
     method="rebuilt; window_policy timm: windows scale with the grid, a new model keeps them",
-    sizes="at least one patch; windows that do not divide a map let shifted ones attend across the edge, with a note",
+    sizes=SIZES,
     options=("patch_size", *OPTIONS),
     examples={
         "swinv2_tiny_window8_256": {**SMALL, "depths": (2, 2, 2, 2)},
         "swinv2_base_window12to16_192to256": {**SMALL, "depths": (1, 1, 2, 2)},
     },
-)
-def plan_swin_transformer_v2(model: SwinTransformerV2, ctx: Context) -> Changes:
-    """Choose each stage's window on the new grid and rebuild what depends on it."""
-    grids = yield from plan_grids(model, model.patch_embed, ctx, growth=2)
-    yield from plan_stages(model, ctx, ctx.sequence(model, "layers"), grids)
+)(plan_swin_transformer)

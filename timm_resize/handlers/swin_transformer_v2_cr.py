@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import torch
-from timm.models.swin_transformer_v2_cr import (
-    PatchEmbed,
-    SwinTransformerV2Cr,
-    SwinTransformerV2CrBlock,
-    WindowMultiHeadAttention,
-)
+from timm.models.swin_transformer_v2_cr import PatchEmbed, SwinTransformerV2Cr, WindowMultiHeadAttention
 from torch import Tensor, nn
 
 from timm_resize.core.context import Changes, Context, Grids, Rebuild, Returning
 from timm_resize.core.registry import register
 from timm_resize.geometry import Size
-from timm_resize.handlers.layers.patch_embed import check_projection, plan_patch_embed
-from timm_resize.handlers.layers.windows import OPTIONS, Windows, plan_block, plan_stages, ratio_windows
+from timm_resize.handlers.layers.patch_embed import FLOORED, RECORDS, check_projection, plan_patch_embed
+from timm_resize.handlers.layers.windows import OPTIONS, SIZES, SMALL, Windows, plan_stages, ratio_windows
 
 DEFAULT_RATIO = 8
 """`window_ratio` of the constructor: windows are an eighth of the patch grid."""
 
-SMALL = {"embed_dim": 16, "num_heads": (1, 2, 2, 2)}
 
-
-@register(PatchEmbed, state="img_size, grid_size, num_patches", sizes="floored to the patch; dropped pixels warned of")
+@register(PatchEmbed, state=RECORDS, sizes=FLOORED)
 def plan_patch_embed_cr(embed: PatchEmbed, ctx: Context) -> Returning[Grids]:
     """Set the sizes, as for timm's `PatchEmbed`, whose attributes this one has."""
     check_projection(embed, ctx, ctx.new_size)
@@ -54,16 +47,11 @@ def log_offsets(window: Size, *, device: torch.device, dtype: torch.dtype) -> Te
     return (torch.sign(offsets) * torch.log(1.0 + offsets.abs())).to(dtype)
 
 
-register(SwinTransformerV2CrBlock, state="attn_mask (windows, area, area)", method="rebuilt", sizes="any map")(
-    plan_block
-)
-
-
 @register(
     SwinTransformerV2Cr,
     state="coordinates and masks per window",
     method="rebuilt; window_policy timm: windows scale with the grid",
-    sizes="at least one patch; windows that do not divide a map let shifted ones attend across the edge, with a note",
+    sizes=SIZES,
     options=OPTIONS,
     examples={
         "swinv2_cr_tiny_224": {**SMALL, "depths": (2, 2, 2, 2)},

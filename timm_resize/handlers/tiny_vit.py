@@ -62,4 +62,3 @@ def plan_tiny_vit_block(block: TinyVitBlock, ctx: Context, *, window_size: int |
 def plan_attention(attention: Attention, ctx: Context, *, resolution: Size) -> Changes:
     """Resample the table for a window of `resolution`."""
     yield from resize_offset_bias(attention, ctx, attention.resolution, resolution)
-    yield from ctx.attribute(attention, resolution=resolution)

@@ -7,7 +7,7 @@ from timm.models.tnt import TNT, PixelEmbed
 from timm_resize.core.context import Changes, Context, Grids, Returning
 from timm_resize.core.registry import register
 from timm_resize.geometry import ceil_div, floor_div, text
-from timm_resize.handlers.layers.patch_embed import plan_patch_embed
+from timm_resize.handlers.layers.patch_embed import FLOORED, RECORDS, plan_patch_embed
 
 
 @register(
@@ -27,7 +27,7 @@ def plan_tnt(model: TNT, ctx: Context) -> Changes:
     yield from ctx.attribute(model, num_patches=grids.new[0] * grids.new[1])
 
 
-@register(PixelEmbed, state="img_size, grid_size, num_patches", sizes="floored to the patch; dropped pixels warned of")
+@register(PixelEmbed, state=RECORDS, sizes=FLOORED)
 def plan_pixel_embed(embed: PixelEmbed, ctx: Context) -> Returning[Grids]:
     """Set the sizes, as for timm's `PatchEmbed`, whose attributes this one has.
 

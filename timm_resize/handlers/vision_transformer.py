@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from timm.models.vision_transformer import _RADIO_ALIGN_CORNERS, VisionTransformer
 
 from timm_resize.core.context import Changes, Context
 from timm_resize.core.registry import register
 from timm_resize.geometry import floor_div
-from timm_resize.handlers.layers.patch_embed import plan_grids
+from timm_resize.handlers.layers.patch_embed import SIZES, OwnInterpolation, plan_grids
 
 
 @register(
     VisionTransformer,
     state="pos_embed (1, prefix + h*w, dim)",
     method="bicubic antialias; prefix tokens kept",
-    sizes="at least one patch; pixels past the last patch are dropped, with a warning",
+    sizes=SIZES,
     options=("patch_size",),
     guarded=True,
     examples={
@@ -35,28 +33,28 @@ def plan_vision_transformer(model: VisionTransformer, ctx: Context) -> Changes:
 
     With `dynamic_img_size` the forward resamples from `patch_embed.grid_size`, so both are set together.
     """
-    default = _checkpoint_interpolation(model) if ctx.request.constructing else {}
+    own, corners = _checkpoint_interpolation(model) if ctx.request.constructing else (OwnInterpolation(), None)
     embed = model.patch_embed
-    grids = yield from plan_grids(model, embed, ctx, **default)
+    grids = yield from plan_grids(model, embed, ctx, **own)
     if not getattr(embed, "strict_img_size", True) and not model.dynamic_img_size and model.pos_embed is not None:
         patch = ctx.request.patch_size or tuple(embed.patch_size)
         yield from ctx.guard(embed.proj, lambda size: floor_div(size, patch))  # forward has but the count of tokens
     prefix = 0 if model.no_embed_class else model.num_prefix_tokens
-    yield from ctx.parameter(model, "pos_embed", ctx.pos_embed(grids.old, grids.new, prefix, **default), optional=True)
+    how = ctx.pos_embed(grids.old, grids.new, prefix, align_corners=corners, **own)
+    yield from ctx.parameter(model, "pos_embed", how, optional=True)
 
 
-def _checkpoint_interpolation(model: VisionTransformer) -> dict[str, Any]:
-    """Return how stock's checkpoint filter interpolates this variant; its `set_input_size` makes no difference.
+def _checkpoint_interpolation(model: VisionTransformer) -> tuple[OwnInterpolation, bool | None]:
+    """Return how stock's checkpoint filter interpolates this variant, and whether corner to corner.
 
     FlexiViT and RADIO weights were trained against bilinear resampling without antialias, and stock picks by
-    the name of the variant, so the architecture recorded in `pretrained_cfg` is the only place to ask.
+    the name of the variant, so the architecture recorded in `pretrained_cfg` is the only place to ask. Stock's
+    `set_input_size` makes no difference between variants.
 
     Source: timm/models/vision_transformer.py, _create_vision_transformer.
     """
     variant = (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or ""
-    if "flexi" in variant:
-        return {"mode": "bilinear", "antialias": False}
-    if "radio" in variant:
-        corners = any(name in variant for name in _RADIO_ALIGN_CORNERS)
-        return {"mode": "bilinear", "antialias": False, "align_corners": corners or None}
-    return {}
+    if "flexi" not in variant and "radio" not in variant:
+        return {}, None
+    corners = any(name in variant for name in _RADIO_ALIGN_CORNERS)
+    return {"mode": "bilinear", "antialias": False}, corners or None

@@ -6,28 +6,24 @@ from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 
 from timm_resize.core.context import Changes, Context
 from timm_resize.core.registry import register
-from timm_resize.handlers.layers.patch_embed import plan_grids
+from timm_resize.handlers.layers.patch_embed import SIZES, plan_grids
+
+_NARROW = {"depth": 1, "embed_dim": 96, "num_heads": 3}
 
 
 @register(
     VisionTransformerRelPos,
     state="rel_pos per block, or one shared: RelPosMlp coordinates, or RelPosBias tables",
     method="coordinates rebuilt, tables resampled",
-    sizes="at least one patch; pixels past the last patch are dropped, with a warning",
+    sizes=SIZES,
     options=("patch_size",),
     examples={
-        "vit_relpos_small_patch16_224": {"depth": 2, "embed_dim": 96, "num_heads": 3},
-        "vit_srelpos_small_patch16_224": {"depth": 2, "embed_dim": 96, "num_heads": 3, "rel_pos_dim": 64},
-        "vit_relpos_medium_patch16_cls_224": {"depth": 1, "embed_dim": 96, "num_heads": 3, "rel_pos_type": "bias"},
-        "vit_relpos_base_patch16_clsgap_224": {"depth": 1, "embed_dim": 96, "num_heads": 3},
-        "vit_relpos_base_patch32_plus_rpn_256": {"depth": 1, "embed_dim": 96, "num_heads": 3},
-        "vit_relpos_medium_patch16_rpn_224": {
-            "depth": 1,
-            "embed_dim": 96,
-            "num_heads": 3,
-            "rel_pos_type": "bias",
-            "shared_rel_pos": True,
-        },
+        "vit_relpos_small_patch16_224": {**_NARROW, "depth": 2},
+        "vit_srelpos_small_patch16_224": {**_NARROW, "depth": 2, "rel_pos_dim": 64},
+        "vit_relpos_medium_patch16_cls_224": {**_NARROW, "rel_pos_type": "bias"},
+        "vit_relpos_base_patch16_clsgap_224": _NARROW,
+        "vit_relpos_base_patch32_plus_rpn_256": _NARROW,
+        "vit_relpos_medium_patch16_rpn_224": {**_NARROW, "rel_pos_type": "bias", "shared_rel_pos": True},
         "test_vit_relpos": {"depth": 1, "rel_pos_type": "mlp_swin"},
     },
 )

@@ -35,7 +35,7 @@ def found(path: str) -> Any:
     return None
 
 
-def stock(path: str) -> Any:
+def stock(path: str) -> Function:
     """Return what runs a package's own function as it is without us, by its full name."""
     return inspect.unwrap(found(path))
 
@@ -74,19 +74,19 @@ class Exchange:
             del self.function.__wrapped__
 
 
-def _forward(*args: Any, **kwargs: Any) -> Any:
+def _forward(*args: object, **kwargs: object) -> object:
     from timm_resize.plugin.patch import run
 
     return run("key", args, kwargs)
 
 
-def run(key: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def run(key: str, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
     """Call the replacement of an exchanged function."""
     return _replacements[key](*args, **kwargs)
 
 
 def copied(
-    function: types.FunctionType, namespace: dict[str, Any], cells: tuple[types.CellType, ...] | None
+    function: types.FunctionType, namespace: dict[str, object], cells: tuple[types.CellType, ...] | None
 ) -> types.FunctionType:
     """Return a function that runs what `function` runs now, over other globals and cells."""
     copy = types.FunctionType(function.__code__, namespace, function.__name__, function.__defaults__, cells)
@@ -105,7 +105,9 @@ def calling(function: Function, replaced: Mapping[Function, Function]) -> Functi
     return _calling(function, replaced, packages, {})
 
 
-def _calling(function: Any, replaced: Mapping[Function, Function], packages: set[str], known: dict[Any, Any]) -> Any:
+def _calling(
+    function: Any, replaced: Mapping[Function, Function], packages: set[str], known: dict[Function, Function]
+) -> Any:
     if not isinstance(function, types.FunctionType):
         return function
     if function in replaced or function in known:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from timm_resize.core.find import current_size, find_model
-from timm_resize.core.transaction import Transaction, write_all
+from timm_resize.core.transaction import Stateful, Transaction, write_all
 from timm_resize.errors import CheckpointError
 from timm_resize.geometry import Size, SizeLike, parse_size
 from timm_resize.training.optimizer_state import resize_optimizer_state_dict
@@ -21,16 +21,10 @@ from timm_resize.weights.source import check_given, source_geometry
 from timm_resize.weights.state_dict import check_fits, fitted
 
 
-class Scaler(Protocol):
-    """A gradient scaler as timm has it."""
+class Scaler(Stateful, Protocol):
+    """A gradient scaler as timm has it; the file keeps its state under `state_dict_key`."""
 
     state_dict_key: str
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what it keeps."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what the file has under `state_dict_key`."""
 
 
 def resume_checkpoint(
@@ -95,7 +89,7 @@ def resume_checkpoint(
     return None if epoch is None else epoch + (1 if content.get("version", 1) > 1 else 0)
 
 
-def _loads(root: nn.Module, state_dict: dict[str, Any], source: Size | None) -> Callable[[Transaction], None]:
+def _loads(root: nn.Module, state_dict: Mapping[str, Tensor], source: Size | None) -> Callable[[Transaction], None]:
     """Return the write that loads a checkpoint's tensors, checked and of the model's size."""
     names, tensors = by_own_names(state_dict, root, recorded=source)
     tensors = names.with_unknown(fitted(tensors, root, source=source)[0], state_dict)

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import safetensors.torch
+import torch
 from timm.models import _helpers
 from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
@@ -18,7 +19,7 @@ from timm_resize.core.find import find_model
 from timm_resize.core.transaction import Transaction, write_all
 from timm_resize.errors import CheckpointError, ResizeError
 from timm_resize.geometry import Size, SizeLike, parse_size
-from timm_resize.weights.names import bare, by_own_names, path_in, unpacked
+from timm_resize.weights.names import Filter, bare, by_own_names, path_in, unpacked
 from timm_resize.weights.provenance import adopt_, recorded_size
 from timm_resize.weights.state_dict import check_fits, fitted
 
@@ -32,15 +33,17 @@ class Checkpoint:
         img_size: (H, W) that the file records, by this package or by timm's training script; None where it does not.
     """
 
-    content: Any
+    content: Mapping[str, Any]
     img_size: Size | None
 
-    def state_dict(self, use_ema: bool = True) -> Any:
+    def state_dict(self, use_ema: bool = True) -> Mapping[str, Any]:
         """Return the state dict, of the averaged weights if there are any and they are wanted."""
         return unpacked(self.content, use_ema)
 
 
-def read_checkpoint(path: str | os.PathLike[str], device: Any = "cpu", weights_only: bool = True) -> Checkpoint:
+def read_checkpoint(
+    path: str | os.PathLike[str], device: str | torch.device = "cpu", weights_only: bool = True
+) -> Checkpoint:
     """Read a file.
 
     Raises:
@@ -52,7 +55,7 @@ def read_checkpoint(path: str | os.PathLike[str], device: Any = "cpu", weights_o
         raise FileNotFoundError(f"{path}: there is no such file.")
     try:
         if path.endswith(".safetensors"):
-            content: Any = safetensors.torch.load_file(path, device=device)
+            content: object = safetensors.torch.load_file(path, device=device)
         else:
             content = _helpers._torch_load(path, map_location=device, weights_only=weights_only)
     except (OSError, MemoryError):
@@ -65,7 +68,7 @@ def read_checkpoint(path: str | os.PathLike[str], device: Any = "cpu", weights_o
     return Checkpoint(content, recorded_size(path) or _argument_size(content.get("args")))
 
 
-def _argument_size(args: Any) -> Size | None:
+def _argument_size(args: object) -> Size | None:
     """Return the size that timm's training script was called with, as it saves its arguments with the weights."""
     given = args if isinstance(args, Mapping) else getattr(args, "__dict__", {})
     model_kwargs = given.get("model_kwargs")
@@ -84,15 +87,15 @@ def load_checkpoint(
     model: nn.Module,
     checkpoint_path: str | os.PathLike[str],
     use_ema: bool = True,
-    device: Any = "cpu",
+    device: str | torch.device = "cpu",
     strict: bool = True,
     remap: bool = False,
-    filter_fn: Any = None,
+    filter_fn: Filter | None = None,
     weights_only: bool = True,
     *,
     source_size: SizeLike | None = None,
     undo: bool = True,
-) -> Any:
+) -> _IncompatibleKeys:
     """As `timm.models.load_checkpoint`, for a checkpoint of another image size too.
 
     Args:

@@ -11,22 +11,27 @@ initialisers noted. So every value is stock's; only the order in which random nu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
+
+Args: TypeAlias = tuple[Any, ...]
+
+Kwargs: TypeAlias = dict[str, Any]
 
 LEAST = 16 * 1024
 """Bytes from which a tensor is deferred; below, running its initialiser costs less than noting it."""
 
 
-def _packets(names: str) -> set[Any]:
+def _packets(names: str) -> set[OpOverloadPacket]:
     return {getattr(torch.ops.aten, name) for name in names.split()}
 
 
@@ -76,10 +81,10 @@ class _Layout:
 class _Fill:
     """An in-place operation on (a view of) a deferred tensor, to be run when its values are wanted."""
 
-    func: Any
+    func: OpOverload
     where: _Layout
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = field(default_factory=dict)
+    args: Args = ()
+    kwargs: Kwargs = field(default_factory=dict)
 
 
 @dataclass
@@ -107,18 +112,20 @@ class Deferred(TorchDispatchMode):
         self._waiting: dict[int, _Waiting] = {}
         self._seed = torch.initial_seed()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: Args = (), kwargs: Kwargs | None = None
+    ) -> object:
         """Defer, hand on, or compute what the operation needs and run it."""
         packet, kwargs = func.overloadpacket, kwargs or {}
         with torch._C.DisableTorchFunction():
             if packet in _EMPTY:
                 return self._emptied(func(*args, **kwargs))
-            if packet in _FILLED and func._overloadname == "default" and _is_large(args[0], **kwargs):
+            if packet in _FILLED and func._overloadname == "default" and _is_large(args[0], kwargs):
                 out = self._emptied(_aten.empty.memory_format(*args, **kwargs))
                 return self._run(_aten.fill_.Scalar, (out, _FILLED[packet]), {})
             return self._run(func, args, kwargs)
 
-    def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    def _run(self, func: OpOverload, args: Args, kwargs: Kwargs) -> object:
         packet = func.overloadpacket
         deferred = [t for t in _tensors((*args, *kwargs.values())) if self._key(t) in self._waiting]
         if not deferred or packet in _ALIASING:
@@ -137,12 +144,14 @@ class Deferred(TorchDispatchMode):
 
     def _emptied(self, out: Tensor) -> Tensor:
         """Defer what is filled into a new tensor, if it is large, of real numbers and in this machine's memory."""
-        if type(out) is Tensor and _is_large(out.shape, out.dtype, out.device, out.layout):
+        if type(out) is Tensor and _is_large(
+            out.shape, {"dtype": out.dtype, "device": out.device, "layout": out.layout}
+        ):
             storage = out.untyped_storage()
             self._waiting[storage._cdata] = _Waiting(StorageWeakRef(storage))
         return out
 
-    def _can_wait(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def _can_wait(self, args: Args, kwargs: Kwargs) -> bool:
         """Whether an operation gives the same later: no other tensors, no random stream of the model's own."""
         plain = all(v is None or isinstance(v, (bool, int, float)) for v in (*args, *kwargs.values()))
         return plain and torch.initial_seed() == self._seed
@@ -172,13 +181,15 @@ class _RawAccess(TorchFunctionMode):
         super().__init__()
         self._deferred = deferred
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., object], types: object, args: Args = (), kwargs: Kwargs | None = None
+    ) -> object:
         if func in _RAW:
             self._deferred.compute(args[0])
         return func(*args, **(kwargs or {}))
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
+def _tensors(values: Iterable[object]) -> Iterator[Tensor]:
     for value in values:
         if isinstance(value, Tensor):
             yield value
@@ -186,9 +197,9 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def _is_large(size: Any, dtype: Any = None, device: Any = None, layout: Any = None, **_: Any) -> bool:
-    """Whether a tensor that is about to be made is one to defer."""
-    dtype = dtype or torch.get_default_dtype()
+def _is_large(size: Sequence[int], how: Kwargs) -> bool:
+    """Whether a tensor that is about to be made so is one to defer."""
+    dtype, device, layout = how.get("dtype") or torch.get_default_dtype(), how.get("device"), how.get("layout")
     here = torch.device(device or "cpu").type == "cpu" and layout in (None, torch.strided)
     return here and dtype.is_floating_point and math.prod(size) * dtype.itemsize >= LEAST
 

@@ -7,7 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from timm.models import is_model, model_entrypoint
@@ -19,6 +19,11 @@ from timm_resize.core.planner import plan_to, shapes_at
 from timm_resize.errors import CheckpointError
 from timm_resize.geometry import Size
 from timm_resize.weights.source import SQUARES, candidates, classifier_prefixes, shape_mismatch
+
+V = TypeVar("V")
+
+Filter: TypeAlias = Callable[..., dict[str, Tensor]]
+"""One of stock's `checkpoint_filter_fn`: of a state dict, and nearly always of a model."""
 
 WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """Parts of names that `torch.compile`, FSDP and checkpoint wrappers put anywhere into them."""
@@ -43,7 +48,7 @@ class Names:
     gone: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, state_dict: Mapping[str, Any], root: nn.Module, path: str = "") -> Names:
+    def of(cls, state_dict: Mapping[str, object], root: nn.Module, path: str = "") -> Names:
         """Find a model's names.
 
         Args:
@@ -76,22 +81,22 @@ class Names:
         prefix = best[0]
         return cls(found[prefix], prefix, computed(state_dict, root, prefix))
 
-    def pick(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    def pick(self, state_dict: Mapping[str, V]) -> dict[str, V]:
         """Return the model's entries by the model's names."""
         return {name: state_dict[key] for name, key in self.mine.items()}
 
-    def below(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    def below(self, state_dict: Mapping[str, V]) -> dict[str, V]:
         """Return all that stands below the prefix without it, also what the model does not know."""
         start = f"{self.prefix}." if self.prefix else ""
         short = {key: plain(key).removeprefix(start) for key in state_dict if plain(key).startswith(start)}
         known, gone = {key: name for name, key in self.mine.items()}, {*self.gone, "n_averaged"}
         return {known.get(key, name): state_dict[key] for key, name in short.items() if key not in gone}
 
-    def with_unknown(self, tensors: Mapping[str, Any], state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    def with_unknown(self, tensors: Mapping[str, V], state_dict: Mapping[str, V]) -> dict[str, V]:
         """Return tensors with what a state dict of the model alone has besides, which strict loads refuse."""
         return dict(tensors) if bare(self.prefix) else {**self.below(state_dict), **tensors}
 
-    def put_back(self, tensors: Mapping[str, Any], state_dict: Mapping[str, Any], path: str) -> dict[str, Any]:
+    def put_back(self, tensors: Mapping[str, V], state_dict: Mapping[str, V], path: str) -> dict[str, V]:
         """Return the state dict with the model's entries replaced by `tensors`, under the names that came in.
 
         At the same place, which `path` is in what will load them, names have no parts of wrappers that are not there.
@@ -110,8 +115,8 @@ class Names:
 
 
 def by_own_names(
-    state_dict: Mapping[str, Any], root: nn.Module, path: str = "", recorded: Size | None = None
-) -> tuple[Names, dict[str, Any]]:
+    state_dict: Mapping[str, Tensor], root: nn.Module, path: str = "", recorded: Size | None = None
+) -> tuple[Names, dict[str, Tensor]]:
     """Return a model's names in a state dict, and its tensors by its own names.
 
     Where they are not those of this timm, stock's filter for the model's family renames them.
@@ -145,8 +150,8 @@ def by_own_names(
 
 
 def _renamed(
-    state_dict: Mapping[str, Any], root: nn.Module, lacking: set[str], recorded: Size | None
-) -> dict[str, Any] | None:
+    state_dict: Mapping[str, Tensor], root: nn.Module, lacking: set[str], recorded: Size | None
+) -> dict[str, Tensor] | None:
     """Return what stock's filter makes of a state dict, None where that is no nearer to the model's names.
 
     The filter also resamples what is not of its model's size, in stock's way; it is run on an empty copy of each size
@@ -202,7 +207,7 @@ def path_in(outer: nn.Module, root: nn.Module) -> str:
     return next(path for path, module in outer.named_modules(remove_duplicate=False) if module is root)
 
 
-def family_filter(root: nn.Module) -> Callable[..., Any] | None:
+def family_filter(root: nn.Module) -> Filter | None:
     """Return what stock timm renames other programs' checkpoints of a model with, None where it has nothing."""
     name = (getattr(root, "pretrained_cfg", None) or {}).get("architecture") or ""
     homes = [getattr(model_entrypoint(name), "__module__", "")] if is_model(name) else []
@@ -213,18 +218,15 @@ def family_filter(root: nn.Module) -> Callable[..., Any] | None:
     return None
 
 
-def unpacked(checkpoint: Any, use_ema: bool = True) -> Any:
+def unpacked(checkpoint: Mapping[str, Any], use_ema: bool = True) -> Mapping[str, Any]:
     """Return the state dict inside what a program saved; what is one already is returned as it is."""
     keys = (*AVERAGED, *CONTAINERS) if use_ema else CONTAINERS
-    while isinstance(checkpoint, Mapping):
-        inner = next((checkpoint[k] for k in keys if isinstance(checkpoint.get(k), Mapping)), None)
-        if inner is None:
-            break
+    while (inner := next((v for k in keys if isinstance(v := checkpoint.get(k), Mapping)), None)) is not None:
         checkpoint = inner
     return checkpoint
 
 
-def computed(state_dict: Mapping[str, Any], root: nn.Module, prefix: str = "") -> frozenset[str]:
+def computed(state_dict: Mapping[str, object], root: nn.Module, prefix: str = "") -> frozenset[str]:
     """Return the names of masks, indices, coordinates and caches that other programs save and the model computes."""
     start, own = (f"{prefix}." if prefix else ""), root.state_dict(keep_vars=True)
     buffers = {f"{path}.{n}" if path else n for path, module in root.named_modules() for n in module._buffers}
@@ -232,7 +234,7 @@ def computed(state_dict: Mapping[str, Any], root: nn.Module, prefix: str = "") -
     return frozenset(key for key in state_dict if plain(key) in names)
 
 
-def _nothing_of(root: nn.Module, state_dict: Mapping[str, Any], own: Mapping[str, str]) -> CheckpointError:
+def _nothing_of(root: nn.Module, state_dict: Mapping[str, object], own: Mapping[str, str]) -> CheckpointError:
     first = next(iter(state_dict), None)
     packed = next((k for k, v in state_dict.items() if isinstance(v, Mapping)), None)
     if first is None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pickle
 import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from safetensors import SafetensorError
 from timm.models import _builder
-from torch import nn
+from torch import Tensor, nn
 
 from timm_resize.core.apply import apply_plan
 from timm_resize.core.find import current_size, find_model, model_handler
@@ -19,9 +19,9 @@ from timm_resize.core.planner import plan_request
 from timm_resize.core.request import make_request
 from timm_resize.errors import CheckpointError
 from timm_resize.geometry import Size
-from timm_resize.weights.names import Names, computed
+from timm_resize.weights.names import Filter, Names, computed
 from timm_resize.weights.provenance import checkpoint_file, recorded_size
-from timm_resize.weights.source import check_given, source_geometry
+from timm_resize.weights.source import Geometry, check_given, source_geometry
 from timm_resize.weights.state_dict import check_covers, check_fits, check_values
 
 UNREADABLE = (RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError)
@@ -43,13 +43,13 @@ class PretrainedLoader:
         misfit: The error where the file's tensors are not the model's; stock's filter may still fit them.
     """
 
-    def __init__(self, sizes: dict[str, Any], source_size: Size | None = None, assign: bool = False) -> None:
+    def __init__(self, sizes: Geometry, source_size: Size | None = None, assign: bool = False) -> None:
         self.sizes = sizes
         self.source_size = source_size
         self.assign = assign
         self.misfit: CheckpointError | None = None
 
-    def __call__(self, model: nn.Module, *args: Any, filter_fn: Any = None, **kwargs: Any) -> None:
+    def __call__(self, model: nn.Module, *args: object, filter_fn: Filter | None = None, **kwargs: object) -> None:
         """Load as timm does.
 
         Raises:
@@ -60,7 +60,7 @@ class PretrainedLoader:
             config and all(_builder._resolve_pretrained_source(config))
         )  # without a source stock says so itself
 
-        def at_source(state_dict: Any, model: nn.Module = model) -> Any:
+        def at_source(state_dict: dict[str, Tensor], model: nn.Module = model) -> dict[str, Tensor]:
             nonlocal read
             read = True
             return _filtered_at_source(filter_fn, self.sizes, self.source_size, state_dict, model)
@@ -81,7 +81,7 @@ class PretrainedLoader:
         """Let the model's `load_state_dict` refuse what does not fit before it loads anything."""
         load = model.load_state_dict
 
-        def load_checked(state_dict: Any, strict: bool = True, **kwargs: Any) -> Any:
+        def load_checked(state_dict: Mapping[str, Tensor], strict: bool = True, **kwargs: Any) -> object:
             check_values(state_dict, model)
             try:
                 check_fits(state_dict, model, strict)
@@ -108,8 +108,8 @@ def from_jax(root: nn.Module) -> bool:
 
 
 def _filtered_at_source(
-    filter_fn: Any, sizes: dict[str, Any], given: Size | None, state_dict: Any, model: nn.Module
-) -> Any:
+    filter_fn: Filter | None, sizes: Geometry, given: Size | None, state_dict: dict[str, Tensor], model: nn.Module
+) -> dict[str, Tensor]:
     """Resize the (still random) model to the checkpoint's size, then run stock's filter."""
     root = find_model(model)
     with suppress(CheckpointError):  # names that stock's filter knows, or that will be refused below
@@ -140,7 +140,7 @@ def _filtered_at_source(
 @contextmanager
 def _configured(root: nn.Module, size: Size | None) -> Iterator[None]:
     """Let a model's configuration give the size that its checkpoint was found to have: stock's filters look there."""
-    config: Any = getattr(root, "pretrained_cfg", None)
+    config = getattr(root, "pretrained_cfg", None)
     if size is None or not config or not config.get("input_size"):
         yield
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def adopt_(root: nn.Module, path: str | None = None, plan: ResizePlan | None = N
     What its tensors were before, random values or others, is forgotten. `plan` is what the file's tensors went
     through.
     """
-    config: dict[str, Any] = getattr(root, "pretrained_cfg", None) or {}
+    config = getattr(root, "pretrained_cfg", None) or {}
     name = os.path.basename(path) if path else checkpoint_name(config) or "a state dict"
     size = plan.old_size if plan else current_size(root)
     read: Events = ({"checkpoint": name, "img_size": list(size or ())},)
@@ -46,7 +47,7 @@ MOST = 1000
 
 def metadata(root: nn.Module, changed: list[str]) -> dict[str, str]:
     """Return the metadata of a safetensors file of the model."""
-    config: dict[str, Any] = getattr(root, "pretrained_cfg", None) or {}
+    config = getattr(root, "pretrained_cfg", None) or {}
     size = current_size(root)
     record = {
         "versions": {"timm_resize": __version__, "timm": timm.__version__, "torch": str(torch.__version__)},
@@ -96,7 +97,7 @@ def adopted(path: str | Path | None, name: str) -> Events:
     return (*events, {"checkpoint": name, "img_size": size})
 
 
-def _is_event(event: Any) -> bool:
+def _is_event(event: object) -> bool:
     """Whether an entry of a file's history is one that this package writes."""
     if not isinstance(event, dict):
         return False
@@ -110,12 +111,12 @@ def _is_event(event: Any) -> bool:
     return event.keys() == {"trained"} and isinstance(names, list) and all(isinstance(n, str) for n in names)
 
 
-def _is_size(size: Any) -> bool:
+def _is_size(size: object) -> bool:
     """Whether a recorded size is one, or stands for none."""
     return not size or (isinstance(size, list) and len(size) == 2 and all(type(s) is int and s > 0 for s in size))
 
 
-def checkpoint_name(config: dict[str, Any]) -> str | None:
+def checkpoint_name(config: Mapping[str, object]) -> str | None:
     """Return what to call the checkpoint of a `pretrained_cfg`; of a file its name only, not where it lies."""
     kind, place = _builder._resolve_pretrained_source(config) if config else ("", None)
     place = place[0] if isinstance(place, tuple) else place
@@ -124,7 +125,7 @@ def checkpoint_name(config: dict[str, Any]) -> str | None:
     return Path(place).name if kind in ("file", "local-dir") else str(place)
 
 
-def checkpoint_file(config: dict[str, Any]) -> str | None:
+def checkpoint_file(config: Mapping[str, object]) -> str | None:
     """Return the file on this machine that a `pretrained_cfg` is loaded from, None when it cannot be told."""
     kind, place = _builder._resolve_pretrained_source(config) if config else ("", None)
     if not place or kind not in ("file", "local-dir", "hf-hub"):

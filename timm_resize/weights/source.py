@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
 from timm_resize.core.find import current_size, root_handler
 from timm_resize.core.planner import shapes_at
 from timm_resize.errors import CheckpointError
-from timm_resize.geometry import Size, parse_size
+from timm_resize.geometry import Size, SizeLike, parse_size
+
+Geometry: TypeAlias = dict[str, Any]
+"""Keywords of a resize: `img_size`, perhaps `patch_size` and `window_size`; none for the present ones."""
 
 SQUARES = tuple(
     dict.fromkeys([*sorted({*range(32, 1025, 16), *range(28, 1037, 14)}), *range(24, 1033, 12), *range(1040, 2049, 16)])
@@ -21,8 +24,8 @@ SQUARES = tuple(
 
 
 def checkpoint_geometry(
-    tensors: Mapping[str, Any], root: nn.Module, given: Size | None, recorded: Size | None, keyword: str
-) -> dict[str, Any]:
+    tensors: Mapping[str, object], root: nn.Module, given: Size | None, recorded: Size | None, keyword: str
+) -> Geometry:
     """Return the geometry that a checkpoint is of: as given, as recorded, or as its shapes tell.
 
     Raises:
@@ -47,8 +50,8 @@ def checkpoint_geometry(
 
 
 def source_geometry(
-    state_dict: Mapping[str, Any], root: nn.Module, *hints: Mapping[str, Any], recorded: Size | None = None
-) -> dict[str, Any] | None:
+    state_dict: Mapping[str, object], root: nn.Module, *hints: Geometry, recorded: Size | None = None
+) -> Geometry | None:
     """Return the geometry (`img_size`, perhaps `patch_size`, `window_size`) whose tensor shapes `state_dict` has.
 
     Returns:
@@ -62,9 +65,7 @@ def source_geometry(
     return None
 
 
-def _with_windows(
-    options: list[dict[str, Any]], state_dict: Mapping[str, Any], root: nn.Module
-) -> Iterator[dict[str, Any]]:
+def _with_windows(options: list[Geometry], state_dict: Mapping[str, object], root: nn.Module) -> Iterator[Geometry]:
     """Yield geometries as they are, then each with the windows that the checkpoint's tables have."""
     yield from options
     handler = root_handler(root)
@@ -79,7 +80,7 @@ _TABLE = re.compile(r"(?:layers|stages)[._](\d+)\.blocks\.\d+\.attn\.(relative_p
 """Names of tables in models whose `window_size` is one per stage."""
 
 
-def windows_of(tensors: Mapping[str, Any], root: nn.Module, img_size: Size | None = None) -> tuple[Size, ...] | None:
+def windows_of(tensors: Mapping[str, object], root: nn.Module, img_size: Size | None = None) -> tuple[Size, ...] | None:
     """Return each stage's window as the shapes of its bias tables tell it, None for a model without such tables.
 
     A table over ((2h-1)*(2w-1), heads) offsets, or (heads, h*w) absolute ones, whose count leaves several windows is
@@ -101,8 +102,8 @@ def windows_of(tensors: Mapping[str, Any], root: nn.Module, img_size: Size | Non
 
 
 def candidates(
-    state_dict: Mapping[str, Any], root: nn.Module, *hints: Mapping[str, Any], recorded: Size | None = None
-) -> Iterator[dict[str, Any]]:
+    state_dict: Mapping[str, object], root: nn.Module, *hints: Geometry, recorded: Size | None = None
+) -> Iterator[Geometry]:
     """Yield the geometries that a checkpoint may be of, the likeliest first.
 
     The size `recorded` in the file, the model's present geometry, `hints`, the size in `pretrained_cfg`; then squares,
@@ -119,12 +120,12 @@ def candidates(
         yield {**size, "patch_size": patch} if patch else dict(size)
 
 
-def patch_size(root: nn.Module) -> Any:
+def patch_size(root: nn.Module) -> SizeLike | None:
     """Return the patch size of the model's patch embedding, None when it has none."""
     return getattr(getattr(root, "patch_embed", None) or getattr(root, "stem", None), "patch_size", None)
 
 
-def patch_of(state_dict: Mapping[str, Any], root: nn.Module) -> Size | None:
+def patch_of(state_dict: Mapping[str, object], root: nn.Module) -> Size | None:
     """Return the checkpoint's patch size where its patch projection has another kernel than the model's."""
     own = root.state_dict(keep_vars=True)
     for key in ("patch_embed.proj.weight", "stem.proj.weight"):
@@ -135,7 +136,7 @@ def patch_of(state_dict: Mapping[str, Any], root: nn.Module) -> Size | None:
 
 
 def shape_mismatch(
-    shapes: Mapping[str, tuple[int, ...] | None], state_dict: Mapping[str, Any], skipped: tuple[str, ...]
+    shapes: Mapping[str, tuple[int, ...] | None], state_dict: Mapping[str, object], skipped: tuple[str, ...]
 ) -> str | None:
     """Return the first tensor whose shape differs, as text; None when all that both have agree, but `skipped` ones."""
     for key, tensor in state_dict.items():
@@ -164,7 +165,7 @@ def check_given(owner: str, given: Size | None, recorded: Size | None, keyword: 
         )
 
 
-def _check_sizeless(state_dict: Mapping[str, Any], root: nn.Module) -> None:
+def _check_sizeless(state_dict: Mapping[str, object], root: nn.Module) -> None:
     """Raise CheckpointError for a tensor of another shape that no image size explains."""
     shapes = {k: tuple(v.shape) for k, v in root.state_dict(keep_vars=True).items()}
     sized = next((changed for s in SQUARES if (changed := shapes_at(root, img_size=(s, s)))), {})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,14 +65,14 @@ def resize_state_dict(
 
 
 def fitted(
-    tensors: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
     root: nn.Module,
     *,
     source: SizeLike | None = None,
     recorded: Size | None = None,
     keyword: str = "source",
     **options: Unpack[ResizeOptions],
-) -> tuple[dict[str, Any], ResizePlan | None]:
+) -> tuple[dict[str, Tensor], ResizePlan | None]:
     """Fit tensors to a model; return them and the plan that they went through, None when they fit as they are.
 
     Args:
@@ -122,7 +121,7 @@ def fitted(
     )
 
 
-def _odd(value: Any, like: Tensor) -> str:
+def _odd(value: object, like: Tensor) -> str:
     """Return what is wrong with a value that is to be copied into a tensor, '' for nothing."""
     if not isinstance(value, Tensor):
         return f"is a {type(value).__name__}, not a tensor"
@@ -138,7 +137,7 @@ def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def check_finite(state_dict: Mapping[str, Any], plan: ResizePlan) -> None:
+def check_finite(state_dict: Mapping[str, Tensor], plan: ResizePlan) -> None:
     """Raise CheckpointError where a tensor that is going to be resampled holds NaN or infinity, which would spread."""
     for change in plan:
         tensor = state_dict.get(change.key) if isinstance(change.how, Resample) else None
@@ -149,7 +148,7 @@ def check_finite(state_dict: Mapping[str, Any], plan: ResizePlan) -> None:
             )
 
 
-def check_fits(state_dict: Mapping[str, Any], root: nn.Module, strict: bool) -> None:
+def check_fits(state_dict: Mapping[str, Tensor], root: nn.Module, strict: bool) -> None:
     """Raise CheckpointError before anything is loaded where a load would raise half-way, or cast to nonsense."""
     check_values(state_dict, root)
     own = root.state_dict(keep_vars=True)
@@ -160,7 +159,7 @@ def check_fits(state_dict: Mapping[str, Any], root: nn.Module, strict: bool) -> 
         raise other_model_error(type(root).__name__, missing, unexpected, [misfit] if misfit else [])
 
 
-def check_values(state_dict: Mapping[str, Any], root: nn.Module) -> None:
+def check_values(state_dict: Mapping[str, Tensor], root: nn.Module) -> None:
     """Raise CheckpointError for what stands in a tensor's place and cannot be copied into it without loss of sense.
 
     Integers for floats, or reverse, would be cast silently, and so would numbers beyond the model's type.
@@ -177,7 +176,7 @@ def check_values(state_dict: Mapping[str, Any], root: nn.Module) -> None:
             )
 
 
-def check_covers(state_dict: Mapping[str, Any], root: nn.Module) -> None:
+def check_covers(state_dict: Mapping[str, Tensor], root: nn.Module) -> None:
     """Raise CheckpointError where a checkpoint that need not hold everything lacks what it alone can give.
 
     What else it lacks is warned of.

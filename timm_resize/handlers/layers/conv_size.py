@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
@@ -52,5 +52,5 @@ def _side(side: int, padding: int, dilation: int, kernel: int, stride: int, ceil
     return count
 
 
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
+def _pair(value: int | str | Sequence[int]) -> Size:
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))

@@ -13,8 +13,8 @@ def resize_offset_bias(attention: nn.Module, ctx: Context, old: Size, new: Size,
     """Resample `attention_biases` (heads, h*w) over (|dy|, |dx|), rebuild its index, drop what is cached from it.
 
     Args:
-        attention: Holds `attention_biases`, `attention_bias_idxs` and `attention_bias_cache`.
-        ctx: The plan.
+        attention: Holds `attention_biases`, `attention_bias_idxs` and `attention_bias_cache`; the sizes of keys and
+            queries and their counts are set where it records them.
         old: Map (h, w) of keys that the table was made for.
         new: Map (h, w) of keys wanted.
         step: Queries are the cells 0, step, 2*step … of each axis.
@@ -25,7 +25,9 @@ def resize_offset_bias(attention: nn.Module, ctx: Context, old: Size, new: Size,
     queries, keys = ceil_div(new, step), new[0] * new[1]
     rule = Rebuild(offset_index, (new, step))
     yield from ctx.buffer(attention, "attention_bias_idxs", (queries[0] * queries[1], keys), rule)
-    yield from ctx.attribute(attention, attention_bias_cache={})
+    records = {"resolution": new, "resolution2": queries, "N": keys, "N2": queries[0] * queries[1]}
+    held = {name: value for name, value in records.items() if hasattr(attention, name)}
+    yield from ctx.attribute(attention, attention_bias_cache={}, **held)
 
 
 def offset_index(size: Size, step: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypedDict
 
 import torch
 from timm.layers import HybridEmbed, PatchEmbed
 from torch import nn
+from typing_extensions import Unpack
 
 from timm_resize.core.context import Changes, Context, Grids, Returning
 from timm_resize.core.registry import register
@@ -15,33 +16,36 @@ from timm_resize.geometry import Size, ceil_div, divisible, floor_div, left_over
 from timm_resize.handlers.layers.conv_size import map_size
 from timm_resize.handlers.layers.feature_info import plan_reductions
 
+SIZES = "at least one patch; pixels past the last patch are dropped, with a warning"
+"""Which sizes a model takes that has a position per patch."""
+
+RECORDS, FLOORED = "img_size, grid_size, num_patches", "floored to the patch; dropped pixels warned of"
+"""State and sizes of a patch embedding."""
+
+
+class OwnInterpolation(TypedDict, total=False):
+    """How a family interpolates where the caller asks for nothing, if not as timm does."""
+
+    mode: str
+    antialias: bool
+
 
 def plan_grids(
-    model: nn.Module, embed: nn.Module, ctx: Context, *, growth: int = 1, **interpolation: Any
+    model: nn.Module, embed: nn.Module, ctx: Context, *, growth: int = 1, **own: Unpack[OwnInterpolation]
 ) -> Returning[Grids]:
     """Visit the patch embedding of `model` and set the pixels per cell in `feature_info`; returns the grids.
 
-    Args:
-        model: Whose `feature_info` has a row per block, or per stage.
-        embed: Its patch embedding.
-        ctx: The plan.
-        growth: Factor of the pixels per cell from each row to the next.
-        interpolation: The family's own, for a change of patch size.
+    `growth` is the factor of the pixels per cell from each row of `feature_info` to the next; `own` is for a change of
+    patch size.
     """
-    grids = yield from ctx.visit(embed, Grids, **interpolation)
+    grids = yield from ctx.visit(embed, Grids, **own)
     yield from plan_reductions(model, ctx, grids.reduction, growth)
     return grids
 
 
-@register(PatchEmbed, state="img_size, grid_size, num_patches", sizes="floored to the patch; dropped pixels warned of")
+@register(PatchEmbed, state=RECORDS, sizes=FLOORED)
 def plan_patch_embed(
-    embed: PatchEmbed,
-    ctx: Context,
-    *,
-    given: Size | None = None,
-    mode: str = "bicubic",
-    antialias: bool = True,
-    align_corners: bool | None = None,
+    embed: PatchEmbed, ctx: Context, *, given: Size | None = None, mode: str = "bicubic", antialias: bool = True
 ) -> Returning[Grids]:
     """Set the sizes; returns the grids, the new one as `forward` makes it.
 
@@ -49,11 +53,9 @@ def plan_patch_embed(
 
     Args:
         embed: A `PatchEmbed`, or a class with the same attributes.
-        ctx: The plan.
         given: The map (h, w) that it is given in place of the image, of which the caller checks that it fits.
         mode: The family's interpolation, for a change of patch size.
         antialias: Likewise.
-        align_corners: Of position embeddings; a kernel has no use for it.
     """
     patch = ctx.request.patch_size or tuple(embed.patch_size)
     size = ctx.new_size if given is None else given
@@ -62,14 +64,14 @@ def plan_patch_embed(
         check_projection(embed, ctx, size)
     if given is None:
         _check(embed, ctx, patch, grid)
-    yield from _projection(embed, ctx, patch, mode=mode, antialias=antialias)
+    yield from _projection(embed, ctx, patch, mode, antialias)
     old = grid if embed.grid_size is None else tuple(embed.grid_size)
     if embed.img_size is not None:
         yield from ctx.attribute(embed, img_size=size, grid_size=grid, num_patches=grid[0] * grid[1])
     return Grids(old, grid, max(patch))
 
 
-def check_projection(embed: Any, ctx: Context, size: Size) -> None:
+def check_projection(embed: PatchEmbed | HybridEmbed, ctx: Context, size: Size) -> None:
     """Refuse a projection that does not cut a map of `size` into the patches that its embedding counts.
 
     One that is no convolution, nor a chain of layers, cannot be asked: the plan is tried then.
@@ -108,7 +110,7 @@ def _sampled_per_forward(root: nn.Module) -> bool:
     return bool(getattr(root, "dynamic_img_size", False))
 
 
-def _projection(embed: PatchEmbed | HybridEmbed, ctx: Context, patch: Size, **interpolation: Any) -> Changes:
+def _projection(embed: PatchEmbed | HybridEmbed, ctx: Context, patch: Size, mode: str, antialias: bool) -> Changes:
     """Resample the projection to another patch size, keeping the Conv2d and its Parameter."""
     proj, old = embed.proj, tuple(embed.patch_size)
     if patch == old:
@@ -119,19 +121,14 @@ def _projection(embed: PatchEmbed | HybridEmbed, ctx: Context, patch: Size, **in
             f"{ctx.path(proj)} is a {type(proj).__module__}.{type(proj).__name__}. Put the Conv2d in its place for the "
             "resize."
         )
-    yield from ctx.parameter(proj, "weight", ctx.patch_kernel(old, patch, **interpolation))
+    yield from ctx.parameter(proj, "weight", ctx.patch_kernel(old, patch, mode=mode, antialias=antialias))
     yield from ctx.attribute(proj, kernel_size=patch, stride=patch)
     yield from ctx.attribute(embed, patch_size=patch)
 
 
 @register(HybridEmbed, state="img_size, feature_size, grid_size, num_patches", sizes="the backbone's map % patch")
 def plan_hybrid_embed(
-    embed: HybridEmbed,
-    ctx: Context,
-    *,
-    mode: str = "bicubic",
-    antialias: bool = True,
-    align_corners: bool | None = None,
+    embed: HybridEmbed, ctx: Context, *, mode: str = "bicubic", antialias: bool = True
 ) -> Returning[Grids]:
     """Set the sizes from a dry run of the backbone on the meta device; returns as `plan_patch_embed`."""
     patch, old = ctx.request.patch_size or tuple(embed.patch_size), tuple(embed.grid_size)
@@ -140,7 +137,7 @@ def plan_hybrid_embed(
     check_projection(embed, ctx, feature)
     if min(grid) < 1 or not (embed.dynamic_img_pad or divisible(feature, patch)):
         ctx.invalid(f"gives a {text(feature)} feature map, not divisible by patch_size={short(patch)}")
-    yield from _projection(embed, ctx, patch, mode=mode, antialias=antialias)
+    yield from _projection(embed, ctx, patch, mode, antialias)
     if not embed.dynamic_img_pad and not _sampled_per_forward(ctx.root):  # a map of one cell would be broadcast
         yield from ctx.guard(embed.proj, lambda size: floor_div(size, patch), feature)
     ratio = floor_div(ctx.new_size, feature)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from timm.layers import RelPosBias
+from torch import Tensor
 
 from timm_resize.core.context import Changes, Context, Rebuild
 from timm_resize.geometry import Size
@@ -14,21 +13,18 @@ TOKEN_ROWS = 3
 """Last rows of a table, where there is a class token: token to patch, patch to token, token to itself."""
 
 
-def resize_bias_table(owner: nn.Module, ctx: Context, window: Size, *, class_token: bool = False) -> Changes:
+def resize_bias_table(owner: RelPosBias, ctx: Context, window: Size, *, class_token: bool = False) -> Changes:
     """Resample the `relative_position_bias_table` (rows, heads) of a window, rebuild its index, set what records both.
 
     Args:
-        owner: Holds the table, `relative_position_index`, and the `window_size` that they are for.
-        ctx: The plan.
+        owner: A `RelPosBias`, or a class with the same names for table, index, and the window that they are for.
         window: Window (h, w) wanted.
         class_token: Whether the last three rows are a class token's, which are kept.
     """
-    old: Any = owner.window_size
-    if tuple(old) == window:
+    if tuple(owner.window_size) == window:
         return
-    table: Any = owner.relative_position_bias_table
-    suffix, heads = TOKEN_ROWS if class_token else 0, table.shape[-1]
-    how = ctx.rel_pos_table(tuple(old), window, suffix=suffix)
+    suffix, heads = TOKEN_ROWS if class_token else 0, owner.relative_position_bias_table.shape[-1]
+    how = ctx.rel_pos_table(tuple(owner.window_size), window, suffix=suffix)
     yield from ctx.parameter(owner, "relative_position_bias_table", how)
     yield from rebuild_index(owner, ctx, window, class_token=class_token)
     area, tokens = window[0] * window[1], window[0] * window[1] + class_token
@@ -41,10 +37,9 @@ def resize_bias_table(owner: nn.Module, ctx: Context, window: Size, *, class_tok
     yield from ctx.attribute(owner, **{name: value for name, value in records.items() if hasattr(owner, name)})
 
 
-def rebuild_index(owner: nn.Module, ctx: Context, window: Size, *, class_token: bool = False) -> Changes:
+def rebuild_index(owner: RelPosBias, ctx: Context, window: Size, *, class_token: bool = False) -> Changes:
     """Rebuild `relative_position_index` for a window (h, w), flat where it is flat now."""
-    index: Any = owner.relative_position_index
-    tokens, flat = window[0] * window[1] + class_token, index.dim() == 1
+    tokens, flat = window[0] * window[1] + class_token, owner.relative_position_index.dim() == 1
     rule = Rebuild(relative_position_index, (window, class_token, flat))
     yield from ctx.buffer(owner, "relative_position_index", (tokens**2,) if flat else (tokens, tokens), rule)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeAlias
 
 from timm.layers.pos_embed_sincos import (
     RotaryEmbedding,
@@ -11,18 +11,19 @@ from timm.layers.pos_embed_sincos import (
     RotaryEmbeddingMixed,
     RotaryEmbeddingMRope,
 )
-from torch import nn
 
 from timm_resize.core.context import Changes, Context, Reinitialise
 from timm_resize.core.registry import register
 from timm_resize.errors import UnsupportedModelError
 from timm_resize.geometry import Size
 
+Rope: TypeAlias = RotaryEmbedding | RotaryEmbeddingCat | RotaryEmbeddingDinoV3 | RotaryEmbeddingMixed
+
 CACHES = ("pos_embed_sin", "pos_embed_cos", "pos_embed", "pos_embed_cached", "t_x", "t_y")
 """Buffers with a row per cell of the grid; each class has one or two of them."""
 
 
-def plan_rope(rope: nn.Module, ctx: Context, *, feat_shape: Size | None = None) -> Changes:
+def plan_rope(rope: Rope, ctx: Context, *, feat_shape: Size | None = None) -> Changes:
     """Set `feat_shape`, the grid, and let the module refill its caches; what scales positions onto a grid is kept.
 
     `ref_feat_shape` is the pretraining grid onto which positions are scaled; no image size changes it. DINOv3's
@@ -30,8 +31,7 @@ def plan_rope(rope: nn.Module, ctx: Context, *, feat_shape: Size | None = None) 
 
     Source: EVA-02, arXiv 2303.11331, section 2.
     """
-    old: Any = rope.feat_shape
-    if old is None or feat_shape == tuple(old):
+    if rope.feat_shape is None or feat_shape == tuple(rope.feat_shape):
         return  # without a feat_shape there is no cache: it is computed from the grid in each forward
     if feat_shape is None:
         raise UnsupportedModelError(
