@@ -5,21 +5,34 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import torch
+from timm.models.swin_transformer import SwinTransformerBlock, SwinTransformerStage
+from timm.models.swin_transformer_v2 import SwinTransformerV2Block, SwinTransformerV2Stage
+from timm.models.swin_transformer_v2_cr import SwinTransformerV2CrBlock, SwinTransformerV2CrStage
 from torch import Tensor, nn
 
 from timm_resize.core.context import Changes, Context, Grids, Rebuild, Returning
+from timm_resize.core.registry import register
 from timm_resize.errors import InvalidSizeError
 from timm_resize.geometry import Size, ceil_div, stage_sizes, text, times
 from timm_resize.handlers.layers.feature_info import feature_rows
+
+Stage: TypeAlias = SwinTransformerStage | SwinTransformerV2Stage | SwinTransformerV2CrStage
+
+Block: TypeAlias = SwinTransformerBlock | SwinTransformerV2Block | SwinTransformerV2CrBlock
 
 Windows = tuple[Size, ...]
 
 ConstructorWindows = Callable[[nn.Module, Windows, Size, Size], Windows]
 
 OPTIONS = ("window_size", "window_ratio", "always_partition")
+
+SIZES = "at least one patch; windows that do not divide a map let shifted ones attend across the edge, with a note"
+
+SMALL = {"embed_dim": 16, "num_heads": (1, 2, 2, 2)}
+"""What makes an example of a Swin small."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +44,12 @@ class Placed:
 
 
 def plan_stages(
-    model: nn.Module, ctx: Context, stages: Sequence[Any], grids: Grids, constructor: ConstructorWindows | None = None
+    model: nn.Module, ctx: Context, stages: Sequence[Stage], grids: Grids, constructor: ConstructorWindows | None = None
 ) -> Returning[Windows]:
     """Give every stage its map and every block its window; returns the window of each stage.
 
     Args:
         model: A model, or the feature wrapper that its stages were moved to.
-        ctx: The plan.
         stages: The stages that are there.
         grids: Patch grid before and afterwards.
         constructor: What the constructor would choose, as `f(model, reference windows, reference grid, grid)`;
@@ -55,13 +67,8 @@ def plan_stages(
             windows = reference
         else:
             windows, replaced = _scaled(reference, reference_grid, grid), False
-    yield from _record(
-        model,
-        ctx,
-        windows,
-        (windows, grid) if replaced else (reference, reference_grid),
-        changed=grid != grids.old or windows != reference,
-    )
+    kept = (windows, grid) if replaced else (reference, reference_grid)
+    yield from _record(model, ctx, windows, kept, changed=grid != grids.old or windows != reference)
     feat = grid
     for stage, window, was in zip(stages, windows, reference, strict=True):
         before, feat = feat, ceil_div(feat, 2) if _merges(stage.downsample) else feat
@@ -79,7 +86,7 @@ def _merges(downsample: nn.Module) -> bool:
     return not all(isinstance(leaf, (nn.Identity, nn.Dropout)) for leaf in leaves)
 
 
-def _plan_blocks(stage: Any, ctx: Context, feat: Size, window: Size, forgotten: bool, replaced: bool) -> Changes:
+def _plan_blocks(stage: Stage, ctx: Context, feat: Size, window: Size, forgotten: bool, replaced: bool) -> Changes:
     """Visit the blocks of a stage; every second one shifts by half a window.
 
     Stock remembers that a block shifts by its half window alone, and forgets it for a window of one cell
@@ -100,8 +107,18 @@ def _plan_blocks(stage: Any, ctx: Context, feat: Size, window: Size, forgotten: 
             )
 
 
-def plan_block(block: Any, ctx: Context, *, feat_size: Size, window_size: Size, shift_size: Size) -> Returning[Placed]:
-    """Set a block's map, window, shift and mask; returns the window and shift it uses. Each Swin registers it.
+@register(
+    SwinTransformerBlock,
+    SwinTransformerV2Block,
+    SwinTransformerV2CrBlock,
+    state="attn_mask (windows, area, area)",
+    method="rebuilt",
+    sizes="any map",
+)
+def plan_block(
+    block: Block, ctx: Context, *, feat_size: Size, window_size: Size, shift_size: Size
+) -> Returning[Placed]:
+    """Set a block's map, window, shift and mask; returns the window and shift it uses.
 
     `window_size` and `shift_size` are what its stage asks for: unless `always_partition`, an axis whose map is no
     larger than the window gets the map as its window, and no shift.
@@ -188,7 +205,7 @@ def _explicit_windows(model: nn.Module, ctx: Context, count: int, grid: Size) ->
     return None
 
 
-def _ratios(value: Any, count: int, total: int, owner: str) -> tuple[int, ...]:
+def _ratios(value: int | list[int] | tuple[int, ...], count: int, total: int, owner: str) -> tuple[int, ...]:
     """Read an int, or one per stage; unlike `window_size`, two values are two stages."""
     values = list(value) if isinstance(value, (list, tuple)) else [value] * count
     if len(values) not in (count, total):
@@ -224,7 +241,7 @@ def _record(
     ctx.record(window_size=windows + windows[-1:] * missing, always_partition=always)
 
 
-def _reference(model: nn.Module, stages: Sequence[Any], grid: Size) -> tuple[Windows, Size]:
+def _reference(model: nn.Module, stages: Sequence[Stage], grid: Size) -> tuple[Windows, Size]:
     """Return the windows that resizes scale from, and the patch grid they were set for."""
     windows = getattr(model, "_ref_window_sizes", None)
     if windows is not None:
@@ -235,7 +252,7 @@ def _reference(model: nn.Module, stages: Sequence[Any], grid: Size) -> tuple[Win
     return tuple(held), grid
 
 
-def _held_window(blocks: list[Any], first: Size | None) -> Size:
+def _held_window(blocks: list[Block], first: Size | None) -> Size:
     """Return the window that a stage was built with, from what its blocks hold.
 
     A feature wrapper drops the model's record. A window below its map is the one; a window that spans its map
@@ -257,7 +274,7 @@ def _held_window(blocks: list[Any], first: Size | None) -> Size:
     return out[0], out[1]
 
 
-def _resolution(block: Any) -> str:
+def _resolution(block: Block) -> str:
     """Return the name of the attribute that holds a block's map."""
     return "feat_size" if hasattr(block, "feat_size") else "input_resolution"
 
