@@ -30,6 +30,15 @@ ALL = (V1, V2, CR)
 SMALL = {"embed_dim": 16, "num_heads": (1, 2, 2, 2), "depths": (2, 2, 2, 2), "num_classes": 3}
 
 
+def by_turns(*cases):
+    """Return each case for each version; by default for one of them, in turn."""
+    return [
+        pytest.param(name, case, marks=[pytest.mark.slow] * (at % len(ALL) != turn))
+        for turn, name in enumerate(ALL)
+        for at, case in enumerate(cases)
+    ]
+
+
 @pytest.fixture(autouse=True)
 def _quiet():
     with warnings.catch_warnings():
@@ -114,32 +123,25 @@ def test_headless_cr_set_to_512():
 # -- which window ----------------------------------------------------------------------------
 
 
-OPTIONS = [
-    ((256, 192), {"window_size": 5}),
-    ((192, 256), {"window_size": (4, 6)}),
-    ((256, 256), {"window_size": (8, 8, (16, 8), 4)}),
-    (None, {"window_size": 4}),
-    ((122, 160), {"window_ratio": 4}),
-    ((160, 128), {"window_ratio": (8, 8, 4, 16)}),
-    ((160, 96), {"always_partition": True}),
-    ((64, 96), {"window_size": 10, "always_partition": True}),
-]
-
-
 @pytest.mark.parametrize(
-    ("name", "size", "options"),
-    [
-        pytest.param(name, *option, marks=[pytest.mark.slow] * (at % 3 != turn))
-        for turn, name in enumerate(ALL)
-        for at, option in enumerate(OPTIONS)
-    ],
+    ("name", "options"),
+    by_turns(
+        {"img_size": (256, 192), "window_size": 5},
+        {"img_size": (192, 256), "window_size": (4, 6)},
+        {"img_size": (256, 256), "window_size": (8, 8, (16, 8), 4)},
+        {"window_size": 4},
+        {"img_size": (122, 160), "window_ratio": 4},
+        {"img_size": (160, 128), "window_ratio": (8, 8, 4, 16)},
+        {"img_size": (160, 96), "always_partition": True},
+        {"img_size": (64, 96), "window_size": 10, "always_partition": True},
+    ),
 )
-def test_window_options_equal_stock(name, size, options, weights):
+def test_window_options_equal_stock(name, options, weights):
     """window_size (int, pair, per stage), window_ratio and always_partition do what stock's `set_input_size` does."""
     ours = trained(name, weights)
     theirs = copy.deepcopy(ours)
-    theirs.set_input_size(img_size=size, **options)
-    timm_resize.resize_(ours, size, **options)
+    theirs.set_input_size(**options)
+    timm_resize.resize_(ours, options.get("img_size"), **{k: v for k, v in options.items() if k != "img_size"})
     assert_equal(ours, theirs, theirs.patch_embed.img_size)
     assert ours._model_args == theirs._model_args
     theirs.set_input_size(img_size=(256, 288))  # scales from the windows just given
@@ -184,8 +186,9 @@ def test_a_new_model_with_window_policy_scale(name, weights):
     assert windows_of(ours) == windows_of(theirs)
 
 
-@pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("args", [{}, {"window_size": 8}, {"window_size": (8, 8, (16, 8), 4)}, {"window_size": (8, 4)}])
+@pytest.mark.parametrize(
+    ("name", "args"), by_turns({}, {"window_size": 8}, {"window_size": (8, 8, (16, 8), 4)}, {"window_size": (8, 4)})
+)
 def test_a_new_model_has_the_constructors_windows(name, args, weights):
     """`create_model(img_size=..., window_size=...)` from native weights equals stock's, in structure and values."""
     ours, theirs = both(name, weights, img_size=(256, 320), **args)
