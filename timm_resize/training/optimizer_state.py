@@ -52,7 +52,6 @@ def resize_optimizer_state_dict(
         torch.Size([1, 37, 192])
     """
     root = find_model(model)
-    name = type(root).__name__
     groups = _paired(state_dict["param_groups"], optimizer, root)
     order = [p for group in optimizer.param_groups for p in group["params"]]
     saved = [i for group in groups for i in group["params"]]
