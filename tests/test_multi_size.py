@@ -44,7 +44,7 @@ def _quiet():
         yield
 
 
-@pytest.mark.parametrize("name", sweep())
+@pytest.mark.parametrize("name", sweep(turn=0, of=2))
 def test_equals_models_of_each_size(name):
     """At four sizes and its own the output is that of a separately resized model; only sized tensors are kept."""
     model = build(name)
@@ -71,7 +71,7 @@ def test_equals_models_of_each_size(name):
     )  # ConViT's forward fills it
 
 
-@pytest.mark.parametrize("name", sweep())
+@pytest.mark.parametrize("name", sweep(turn=1, of=2))
 def test_gradients_are_those_of_resampling_then_forward(name):
     """Gradients equal those of a resized copy, pulled back through the maps by autograd on their float64 matrices."""
     model = build(name)
@@ -309,3 +309,79 @@ def test_biases_kept_in_eval_follow_their_table():
             fresh.load_state_dict(model.state_dict())
             timm_resize.resize_(fresh, size)
             torch.testing.assert_close(multi(x), fresh(x), rtol=1e-5, atol=1e-5)
+
+
+def keeps_biases(name="levit_128s"):
+    """A LeViT in eval whose outputs depend on its biases."""
+    return redraw_(timm.create_model(name, num_classes=3)).eval()
+
+
+@torch.no_grad()
+def change_biases_(model, by=lambda p: p.add_(0.5 * torch.randn_like(p))):
+    """Write to every bias table."""
+    for name, p in model.named_parameters():
+        if name.endswith("attention_biases"):
+            by(p)
+
+
+@torch.no_grad()
+def from_scratch(model, size, x):
+    """What stock's model with these weights, which has cached nothing, gives once resized."""
+    fresh = timm.create_model("levit_128s", num_classes=3).eval()
+    timm_resize.resize_(fresh, timm_resize.plan_resize(model).new_size)
+    fresh.load_state_dict(model.state_dict())
+    timm_resize.resize_(fresh, size)
+    return fresh(x)
+
+
+def test_biases_that_sizes_share_follow_their_table():
+    """At 208 pixels two of LeViT's stages keep their grids, and with them the model's own attention."""
+    model, x = keeps_biases(), torch.randn(2, 3, 208, 208)
+    multi = timm_resize.MultiSize(model)
+    for _ in range(2):
+        multi(x).sum().backward()
+    with torch.no_grad():
+        multi(x)
+        change_biases_(model)
+        torch.testing.assert_close(multi(x), from_scratch(model, (208, 208), x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(224, 224), (96, 160)])
+def test_writes_that_torch_does_not_count(size):
+    """On the CPU a weight is compared by value: in place through `.data`, assigned twice, or of inference mode."""
+    writes = {
+        "in place": lambda p: p.data.mul_(2),
+        "assigned": lambda p: [setattr(p, "data", p.data * 2) for _ in range(2)],
+        "counted": lambda p: p.mul_(2),
+    }
+    x = torch.randn(1, 3, *size)
+    with torch.inference_mode():
+        inferred = copy.deepcopy(keeps_biases())
+    for model in (keeps_biases(), inferred):
+        multi = timm_resize.MultiSize(model)
+        for write in writes.values():
+            with torch.inference_mode():
+                multi(x)
+                change_biases_(model, write)
+                torch.testing.assert_close(multi(x), from_scratch(model, size, x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_compiled_multi_size_has_one_whole_graph_a_size():
+    """Views are made outside of graphs: no break, one graph for each size, and a changed weight needs no other."""
+    torch._dynamo.reset()
+    model, graphs = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=3).eval(), []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    multi = timm_resize.MultiSize(redraw_(model))
+    compiled = torch.compile(multi, backend=backend, fullgraph=True, dynamic=False)
+    for _ in range(2):
+        for size in ((224, 224), (96, 160)):
+            with torch.no_grad():
+                torch.testing.assert_close(compiled(image(size)), resized(model, size)(image(size)))
+                model.pos_embed.mul_(2)
+                torch.testing.assert_close(compiled(image(size)), resized(model, size)(image(size)))
+    assert len(graphs) == 2
+    torch._dynamo.reset()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import is_
 from typing import Any
 
@@ -14,12 +13,16 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from timm_resize.core.apply import planned_checks
 from timm_resize.core.buffers import new_buffers
+from timm_resize.core.caches import Seen
 from timm_resize.core.copies import own, shallow_copy
 from timm_resize.core.find import current_size, find_model
+from timm_resize.core.hidden import parameters, refuse_shared
 from timm_resize.core.history import touched
+from timm_resize.core.locks import Lock
 from timm_resize.core.memory import check_memory
-from timm_resize.core.plan import ResizePlan
+from timm_resize.core.plan import CACHE, ResizePlan, tensor_of
 from timm_resize.core.planner import plan_to
 from timm_resize.core.request import ResizeOptions, make_request
 from timm_resize.core.transaction import resizing, set_attribute, write_all
@@ -31,8 +34,8 @@ from timm_resize.weights.names import path_in
 
 Tensors = Mapping[str, Tensor | None]
 
-Read = list[tuple[Tensor | None, tuple[object, ...]]]
-"""Tensors with their versions and places, which tell whether they have changed since."""
+Read = list[tuple[Tensor, Seen]]
+"""Tensors, and what they were when something was computed from them."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class _Kept:
         plan: From the canonical model to the size.
         copied: Path → canonical module, for every module that the model copies: changed ones and what holds them.
         seen: For each of these, the values of its `__dict__` and its children and tensors when it was copied.
-        read: The canonical tensors that the plan changes, as they were when they were read.
+        read: The canonical tensors that something was computed from, as they were then.
         tensors: Key → resampled parameter or rebuilt buffer.
         model: The copy.
     """
@@ -66,9 +69,8 @@ class _Kept:
     @property
     def is_fresh(self) -> bool:
         """Whether nothing that the model was made from has changed since."""
-        return all(map(_unchanged, self.copied.values(), self.seen)) and all(
-            _place_of(tensor) == place for tensor, place in self.read
-        )
+        same_objects = all(map(_unchanged, self.copied.values(), self.seen))
+        return same_objects and all(seen.still(tensor) for tensor, seen in self.read)
 
 
 class MultiSize(nn.Module):
@@ -77,6 +79,9 @@ class MultiSize(nn.Module):
     Per size only what depends on the size exists, derived from the model's own tensors: on first use, kept up to
     `max_bytes` (the least recently used go first), and derived anew when a weight changes. Everything else is shared,
     running statistics included: a size's model copies module objects, not tensors.
+
+    A change of a weight is seen by its value on the CPU. Elsewhere torch's own count of writes tells, which an in-place
+    write through `.data` escapes: call `clear()` after one.
 
     For serving while sizes change: threads may run any sizes at once. A forward keeps what it runs on, so first uses of
     other sizes, evictions and `clear()` do not disturb it. What writes to the weights (a step of an optimizer, a
@@ -100,8 +105,6 @@ class MultiSize(nn.Module):
         (6, 10)
     """
 
-    _biases: list[object]
-
     def __init__(self, model: nn.Module, *, max_bytes: int = 1 << 28, **options: Unpack[ResizeOptions]) -> None:
         """Check that the model can be resized; nothing is computed yet."""
         super().__init__()
@@ -118,9 +121,13 @@ class MultiSize(nn.Module):
         self._reset()
         self._register_load_state_dict_pre_hook(_add_prefix)
 
+    @torch.compiler.disable(recursive=False)  # a view is an ordinary model, and the graph is of that
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Run the model, in what holds it, as resized to the images `x` (batch, channels, height, width)."""
-        return self._holding(self.at((x.shape[-2], x.shape[-1])))(x, *args, **kwargs)
+        """Run the model, in what holds it, as resized to the images `x` (batch, channels, height, width).
+
+        Under `torch.compile` views are made as ever, and each has a graph of its own, whole.
+        """
+        return self._at(x.shape)(x, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         """Return what this module has not from the model, whose configuration and groups training loops ask for."""
@@ -135,6 +142,10 @@ class MultiSize(nn.Module):
     def _root(self) -> nn.Module:
         """The timm model in what was given."""
         return self.model.get_submodule(self._path)
+
+    @torch.compiler.disable
+    def _at(self, shape: torch.Size) -> nn.Module:
+        return self._holding(self.at((shape[-2], shape[-1])))
 
     def _holding(self, root: nn.Module) -> nn.Module:
         """Return what was given with a view of its timm model in the model's place."""
@@ -157,24 +168,11 @@ class MultiSize(nn.Module):
             InvalidSizeError: The size cannot work; the message names the nearest that can.
         """
         root = self._root
-        size = parse_size(img_size, "img_size", type(root).__name__)
-        if size == current_size(root) and not self.options:
-            self._forget_biases(root)
-            return root
-        kept = self._up_to_date(size)
-        if torch.is_grad_enabled() and any(p.requires_grad for p in _parameters(root, kept.plan).values()):
+        kept = self._up_to_date(parse_size(img_size, "img_size", type(root).__name__))
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor, _ in kept.read):
             tensors = {**kept.tensors, **_resampled(root, kept.plan, graph=True)}
             return _assemble(root, kept.plan, kept.copied, tensors)
         return kept.model
-
-    def _forget_biases(self, root: nn.Module) -> None:
-        """Empty what LeViT-like attention keeps of its bias tables in eval where that would be wrong."""
-        held = [m for m in root.modules() if m.__dict__.get("attention_bias_cache")]
-        marks: list[object] = [_place_of(t) for m in held for t in m.parameters(recurse=False)]
-        if held and (torch.is_grad_enabled() or marks != self._biases):
-            for module in held:
-                module.__dict__["attention_bias_cache"] = {}
-        self._biases = marks
 
     def clear(self) -> None:
         """Forget every size's tensors."""
@@ -200,13 +198,29 @@ class MultiSize(nn.Module):
             return kept
         with self._making, torch.inference_mode(False), torch.no_grad():
             old = self._used(size)  # another thread may have made it meanwhile
-            made = old if old is not None and old.is_fresh else _make(self._root, size, self.options, old)
+            made = old if old is not None and old.is_fresh else self._make(size, old)
             with self._lock:
                 self._kept[size] = made
                 self._kept.move_to_end(size)
                 while len(self._kept) > 1 and self.nbytes > self.max_bytes:
                     self._kept.popitem(last=False)
         return made
+
+    def _make(self, size: Size, old: _Kept | None) -> _Kept:
+        """Make what is kept for a size, with tensors of `old` where what they were computed from is as it was."""
+        root = self._root
+        plan = _plan(root, size, self.options)
+        copied = _held(root, plan)
+        seen = [_state(m) for m in copied.values()]
+        with self._lock:  # sizes share what tells a change
+            known = {id(t): was for kept in self._kept.values() for t, was in kept.read if was.still(t)}
+        read = [(tensor, known.get(id(tensor)) or Seen(tensor)) for tensor in _read(root, plan)]
+        if old is not None and old.plan == plan and [was for _, was in old.read] == [was for _, was in read]:
+            tensors = old.tensors
+        else:
+            check_memory(root, plan, in_place=False)
+            tensors = {**_resampled(root, plan), **new_buffers(plan.modules(root), plan)}
+        return _Kept(plan, copied, seen, read, tensors, _assemble(root, plan, copied, tensors))
 
     def _used(self, size: Size) -> _Kept | None:
         with self._lock:
@@ -216,8 +230,7 @@ class MultiSize(nn.Module):
 
     def _reset(self) -> None:
         self._kept: OrderedDict[Size, _Kept] = OrderedDict()
-        self._biases = []
-        self._lock, self._making = threading.RLock(), threading.RLock()
+        self._lock, self._making = Lock(), Lock()
 
     def __getstate__(self) -> dict[str, object]:
         """Leave what is kept out: a copy makes its own."""
@@ -229,8 +242,6 @@ class MultiSize(nn.Module):
         self._reset()
         self._load_state_dict_pre_hooks.clear()
         self._register_load_state_dict_pre_hook(_add_prefix)
-
-    # -- the plain model's names -------------------------------------------------------------
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the plain model's state dict."""
@@ -259,17 +270,10 @@ def _add_prefix(state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
         state_dict[f"{prefix}model.{key[len(prefix) :]}"] = state_dict.pop(key)
 
 
-def _make(root: nn.Module, size: Size, options: ResizeOptions, old: _Kept | None) -> _Kept:
-    """Make what is kept for a size, with tensors of `old` where nothing that they were computed from has changed."""
+def _plan(root: nn.Module, size: Size, options: ResizeOptions) -> ResizePlan:
+    """Plan a size; at the model's own what modules keep of their weights is still to be a view's alone."""
     plan = plan_to(root, size, **options)
-    copied = _held(root, plan)
-    seen, read = [_state(m) for m in copied.values()], _read(root, plan)
-    if old is not None and old.plan == plan and _same(old.read, read):
-        tensors = old.tensors
-    else:
-        check_memory(root, plan)
-        tensors = {**_resampled(root, plan), **new_buffers(plan.modules(root), plan)}
-    return _Kept(plan, copied, seen, read, tensors, _assemble(root, plan, copied, tensors))
+    return plan or replace(plan, changes=tuple(c for c in planned_checks(root) if c.old is CACHE))
 
 
 def _held(root: nn.Module, plan: ResizePlan) -> dict[str, nn.Module]:
@@ -286,10 +290,12 @@ def _held(root: nn.Module, plan: ResizePlan) -> dict[str, nn.Module]:
 
 
 def _assemble(root: nn.Module, plan: ResizePlan, copied: dict[str, nn.Module], tensors: Tensors) -> nn.Module:
-    """Copy module objects, and give the copies a size's tensors and attributes.
+    """Copy module objects, and give the copies a size's tensors and attributes; the model itself where none change.
 
     Hooks are shared: those registered on a module of the canonical model later on are seen at every size.
     """
+    if not plan:
+        return root
     copies = {id(module): shallow_copy(module) for module in copied.values()}
     for copy in copies.values():
         for name, child in copy._modules.items():
@@ -311,15 +317,19 @@ def _assemble(root: nn.Module, plan: ResizePlan, copied: dict[str, nn.Module], t
 
 
 def _parameters(root: nn.Module, plan: ResizePlan) -> dict[str, nn.Parameter]:
-    return {c.key: root.get_parameter(c.key) for c in plan if isinstance(c.how, Resample)}
+    return {c.key: root.get_parameter(c.key) for c in plan if c.kind == "parameter"}
 
 
 def _resampled(root: nn.Module, plan: ResizePlan, graph: bool = False) -> dict[str, Tensor]:
-    """Map the canonical parameters, within autograd's graph or apart from it."""
-    maps = {c.key: c.how for c in plan if isinstance(c.how, Resample)}
-    if graph:
-        return {key: maps[key].differentiable(p) for key, p in _parameters(root, plan).items()}
-    return {key: like_parameter(maps[key](p.detach()), p) for key, p in _parameters(root, plan).items()}
+    """Map the canonical tensors, within autograd's graph or apart from it."""
+    modules, out = plan.modules(root), dict[str, Tensor]()
+    for change in plan:
+        if isinstance(change.how, Resample):
+            tensor = tensor_of(modules[change.path], change)
+            assert tensor is not None
+            mapped = change.how.differentiable(tensor) if graph else like_parameter(change.how(tensor.detach()), tensor)
+            out[change.key] = mapped
+    return out
 
 
 def _state(module: nn.Module) -> list[object]:
@@ -332,31 +342,20 @@ def _state(module: nn.Module) -> list[object]:
     ]
 
 
-def _read(root: nn.Module, plan: ResizePlan) -> Read:
-    """Return the tensors that a plan changes, and what tells whether they have changed since."""
-    modules = plan.modules(root)
-    found = [
-        modules[c.path]._parameters.get(c.name, modules[c.path]._buffers.get(c.name))
-        for c in plan
-        if c.kind != "attribute"
-    ]
-    return [(tensor, _place_of(tensor)) for tensor in found]
-
-
-def _place_of(tensor: Tensor | None) -> tuple[object, ...]:
-    if tensor is None:
-        return ()
-    version = 0 if tensor.is_inference() else tensor._version
-    return (version, tensor.data_ptr() if not tensor.is_meta else 0, tensor.dtype, tensor.device)
+def _read(root: nn.Module, plan: ResizePlan) -> list[Tensor]:
+    """Return the tensors that something is computed from: those that a plan resamples, and those of caches."""
+    modules, found = plan.modules(root), list[Tensor | None]()
+    for change in plan:
+        if isinstance(change.how, Resample):
+            found.append(tensor_of(modules[change.path], change))
+        elif change.old is CACHE:
+            found += modules[change.path]._parameters.values()
+    return list({id(tensor): tensor for tensor in found if tensor is not None}.values())
 
 
 def _unchanged(module: nn.Module, seen: list[object]) -> bool:
     now = _state(module)
     return len(now) == len(seen) and all(map(is_, now, seen))
-
-
-def _same(old: Read, new: Read) -> bool:
-    return len(old) == len(new) and all(a[0] is b[0] and a[1] == b[1] for a, b in zip(old, new, strict=True))
 
 
 @contextmanager
@@ -388,6 +387,7 @@ def at_size(model: nn.Module, img_size: SizeLike, **options: Unpack[ResizeOption
     size = current_size(root)
     with resizing():
         plan = plan_to(root, img_size, **options)
+        refuse_shared(root, parameters(root, plan))
         undo = write_all(model_writes(root, plan, {}))
     try:
         yield plan
@@ -395,5 +395,8 @@ def at_size(model: nn.Module, img_size: SizeLike, **options: Unpack[ResizeOption
         with resizing():
             if not touched(root) and current_size(root) == plan.new_size:
                 undo()
+                for change in plan:
+                    if change.old is CACHE:  # of a weight that the block may have trained
+                        root.get_submodule(change.path).__dict__[change.name] = {}
             elif size is not None:
                 write_all(model_writes(root, plan_to(root, size), {}))

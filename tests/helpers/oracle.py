@@ -24,6 +24,7 @@ SKIPPED = {
     "_model_args",
     "_traits",
     "attention_bias_cache",
+    "cache_of",
     "input_guard",
 }
 """Module internals compared on their own, our record of originals, source descriptions, caches, our guard."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -11,15 +12,27 @@ from timm.models import FeatureInfo
 from torch import nn
 
 from timm_resize.core.find import SIZE_TRAITS, current_size, model_handler
-from timm_resize.core.followers import Ema, Optimizers, ema_writes, gradient_writes, optimizer_writes, several
-from timm_resize.core.input_check import GUARD
+from timm_resize.core.followers import (
+    Ema,
+    Optimizers,
+    check_optimizer,
+    ema_writes,
+    gradient_writes,
+    optimizer_writes,
+    several,
+    state_bytes,
+)
+from timm_resize.core.hidden import parameters, refuse_shared
+from timm_resize.core.memory import require
 from timm_resize.core.plan import ResizePlan
 from timm_resize.core.planner import plan_to
 from timm_resize.core.request import ResizeOptions
 from timm_resize.core.transaction import Transaction, Writes, resizing, write_all
-from timm_resize.core.values import model_writes
+from timm_resize.core.values import is_hook, model_writes
 from timm_resize.errors import ResizeError
 from timm_resize.resample import Resample
+
+_logger = logging.getLogger("timm_resize")
 
 
 def apply_plan(
@@ -40,36 +53,48 @@ def apply_plan(
     with resizing():
         maps: dict[nn.Parameter, Resample] = {}
         remarks: list[str] = []
+        names = {} if optimizer is None else {id(p): name for name, p in root.named_parameters()}
+        for one in several(optimizer):
+            check_optimizer(one, names)
+        refuse_shared(root, parameters(root, plan), several(optimizer))
         writes = model_writes(root, plan, maps)
         if outer is not None and outer is not root:
             writes += _outer_writes(outer, plan)
         for average in several(ema):
             writes += ema_writes(root, average, plan, options or {})
-        names = {} if optimizer is None else {id(p): name for name, p in root.named_parameters()}
         for one in several(optimizer):
+            require(plan, state_bytes(one, maps))
             more, fresh = optimizer_writes(one, maps, names)
             writes += more
             remarks += fresh
         if grad == "resample":
             writes += gradient_writes(maps)
         write_all(writes)
+    if plan.tensors and not any(p.is_meta for p in root.parameters()):
+        _logger.info("%s", plan)
     for text in plan.warnings:
         warnings.warn(f"{plan.model}: {text}", stacklevel=3)
     return remarks
 
 
 def guard_(root: nn.Module) -> None:
-    """Give a model its guard for the size it is at, where its family has one; nothing else changes."""
-    handler = model_handler(root)
+    """Give a model the checks of its family for the size it is at; nothing else changes."""
+    plan = planned_checks(root)
+    if plan:
+        apply_plan(root, plan)
+
+
+def planned_checks(root: nn.Module) -> ResizePlan:
+    """Return the changes that give a model the checks of its family for the size it is at."""
+    handler, size = model_handler(root), current_size(root)
+    none = ResizePlan(type(root).__name__, size, size or (0, 0))
     if handler is None or not handler.guarded:
-        return
+        return none
     try:
-        plan = plan_to(root, current_size(root), constructing=True)
+        plan = plan_to(root, size, constructing=True)
     except ResizeError:  # a configuration of the user's own that we know nothing of: as stock
-        return
-    guards = tuple(change for change in plan if change.name == GUARD)
-    if guards:
-        apply_plan(root, replace(plan, changes=guards, warnings=()))
+        return none
+    return replace(plan, changes=tuple(filter(is_hook, plan)), warnings=())
 
 
 def _outer_writes(outer: nn.Module, plan: ResizePlan) -> Writes:

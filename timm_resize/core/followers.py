@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, MutableMapping, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -54,6 +55,9 @@ def several(value: T | Sequence[T] | None) -> list[T]:
 
 def ema_writes(root: nn.Module, ema: nn.Module, plan: ResizePlan, options: ResizeOptions) -> Writes:
     """Compute the writes for an averaged copy, which has to be one of this model at the model's size."""
+    if not isinstance(ema, nn.Module):
+        kind, advice = type(ema).__name__, "Give the EMA copy itself, or a list of them: no state dict and no path."
+        raise ResizeError(f"{plan.model}: ema={kind} is not a model. {advice}", model=plan.model, argument="ema")
     average = find_model(ema)
     its = plan_to(average, plan.new_size, **options)
     keys_differ = [c.key for c in its] != [c.key for c in plan]
@@ -65,6 +69,16 @@ def ema_writes(root: nn.Module, ema: nn.Module, plan: ResizePlan, options: Resiz
             argument="ema",
         )
     return model_writes(average, its, {})
+
+
+def check_optimizer(optimizer: OptimizerLike, names: Mapping[int, str]) -> None:
+    """Raise ResizeError for what is no optimizer, or one of another model than that whose parameters `names` has."""
+    kind = type(optimizer).__name__
+    if not isinstance(getattr(optimizer, "state", None), Mapping) or not hasattr(optimizer, "param_groups"):
+        raise ResizeError(f"optimizer={kind} is not an optimizer. Give one, or a list of them.", argument="optimizer")
+    if not any(id(param) in names for group in optimizer.param_groups for param in group["params"]):
+        text = f"optimizer={kind} holds none of the model's parameters. Give the optimizer of this model."
+        raise ResizeError(text, argument="optimizer")
 
 
 def optimizer_writes(
@@ -84,11 +98,6 @@ def optimizer_writes(
         names: Name of each parameter by id, for the remarks.
     """
     kind = type(optimizer).__name__
-    if not isinstance(getattr(optimizer, "state", None), Mapping) or not hasattr(optimizer, "param_groups"):
-        raise ResizeError(f"optimizer={kind} is not an optimizer. Give one, or a list of them.", argument="optimizer")
-    if not any(id(param) in names for group in optimizer.param_groups for param in group["params"]):
-        text = f"optimizer={kind} holds none of the model's parameters. Give the optimizer of this model."
-        raise ResizeError(text, argument="optimizer")
     writes: Writes = []
     remarks: list[str] = []
     states = optimizer.state
@@ -105,6 +114,17 @@ def optimizer_writes(
         for key, value in mapped_state(state, param.shape, how).items():
             writes.append(partial(Transaction.item, mapping=state, key=key, new=value))
     return writes, remarks
+
+
+def state_bytes(optimizer: OptimizerLike, maps: dict[nn.Parameter, Resample]) -> dict[torch.device, int]:
+    """Return the bytes that an optimizer's state for resampled parameters is going to take, per device."""
+    out: dict[torch.device, int] = {}
+    for param, how in maps.items():
+        count = math.prod(how.shape(param.shape))
+        for value in (optimizer.state.get(param) or {}).values():
+            if isinstance(value, Tensor) and value.shape == param.shape:
+                out[value.device] = out.get(value.device, 0) + count * value.element_size()
+    return out
 
 
 def misshapen(state: ParamState, shape: Sequence[int]) -> list[str]:

@@ -77,6 +77,19 @@ def extended(events: Sequence[Event], plan: ResizePlan, changed: Sequence[str] =
     return tuple(out)
 
 
+def resampled(root: nn.Module) -> dict[str, str]:
+    """Return what a model's parameters went through since they were loaded: name → method.
+
+    After a load that resized a state dict, whose originals nobody keeps, names that differ in block numbers alone are
+    not told apart.
+    """
+    events = list(getattr(root, HISTORY, ()))
+    last = max((i for i, event in enumerate(events) if "checkpoint" in event), default=-1)
+    methods = {k: v for event in events[last + 1 :] for k, v in event.get("methods", {}).items()}
+    names = list(getattr(root, CHAIN, {})) or [name for name, _ in root.named_parameters()]
+    return {name: methods[generic_name(name)] for name in names if generic_name(name) in methods}
+
+
 def generic_name(key: str) -> str:
     """Return a tensor's name with block numbers as '*'."""
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", key)

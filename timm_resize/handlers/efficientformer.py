@@ -24,6 +24,7 @@ _NARROW = {"num_vit": 2, "mlp_ratios": 1, "embed_dims": (16, 32, 48, 64)}
     state="attention_biases (heads, h*w) of the last blocks; attention_bias_idxs, in the checkpoint",
     method="offsets mirrored, bicubic antialias, offset 0 kept; index rebuilt",
     sizes="any; intermediate features of the last stage need an even map at a 16th",
+    guarded=True,
     examples={
         "efficientformer_l1": {"depths": (1, 1, 1, 3), **_NARROW},
         "efficientformer_l7": {"depths": (1, 1, 1, 2), **_NARROW},

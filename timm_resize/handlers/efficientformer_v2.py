@@ -17,6 +17,7 @@ from timm_resize.handlers.layers.offset_bias import resize_offset_bias
     state="attention_biases (heads, h*w) of stages 3 and 4",
     method="offsets mirrored, bicubic antialias, offset 0 kept",
     sizes="a 16th of each side, rounded up, must be even",
+    guarded=True,
     examples={"efficientformerv2_s0": {"depths": (1, 1, 2, 2), "num_vit": 1, "mlp_ratios": (1, 1, 1, 1)}},
 )
 def plan_efficientformer_v2(model: EfficientFormerV2, ctx: Context) -> Changes:

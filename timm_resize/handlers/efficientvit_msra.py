@@ -24,6 +24,7 @@ CELL = 16
     method="bicubic antialias",
     sizes="both sides at least 16; maps are padded to whole windows",
     options=("window_size",),
+    guarded=True,
     examples={
         "efficientvit_m0": {"embed_dim": (16, 32, 48), "depth": (1, 1, 2), "num_heads": (2, 2, 3), "key_dim": (8, 8, 8)}
     },
@@ -82,5 +83,6 @@ def plan_cascaded_group_attention(attention: CascadedGroupAttention, ctx: Contex
     yield from ctx.parameter(attention, "attention_biases", how)
     if resolution != old:
         rule = Rebuild(offset_index, ((resolution, resolution), 1))
-        yield from ctx.attribute(attention, resolution=resolution, attention_bias_cache={})
+        yield from ctx.attribute(attention, resolution=resolution)
         yield from ctx.buffer(attention, "attention_bias_idxs", (resolution**2, resolution**2), rule)
+    yield from ctx.attribute(attention, attention_bias_cache={})

@@ -19,6 +19,7 @@ _NARROW = {"embed_dims": (32, 32, 64, 64), "num_heads": (1, 1, 2, 2)}
     method="windows kept, or with window_size= and window_policy='scale' offsets mirrored, bicubic, offset 0 kept",
     sizes="any: maps are padded to whole windows",
     options=("window_size",),
+    guarded=True,
     examples={
         "tiny_vit_5m_224": {"depths": (1, 1, 2, 1), **_NARROW},
         "tiny_vit_21m_384": {"depths": (1, 1, 1, 1), **_NARROW},

@@ -131,6 +131,23 @@ class Resample:
         here = range(self.dim, self.dim + (1 if self.flat else len(self.axes)))
         return {*here, *(self.then._grid_dims() if self.then else ())}
 
+    @property
+    def every_axis(self) -> tuple[AxisMap, ...]:
+        """The maps of all axes, those of `then` last."""
+        return (*self.axes, *(self.then.every_axis if self.then else ()))
+
+    def workspace(self, old: Sequence[int]) -> int:
+        """Return about how many bytes a call on a tensor of shape `old` takes beside its result and the matrices.
+
+        A piece is there five times, in float64: as it came, as an axis gets it, as columns, as the product, as a copy.
+        """
+        dim, step = self._cut(old, self.shape(old))
+        numbers = largest = float(math.prod(old))
+        for axis in reversed(self.every_axis):
+            numbers *= axis.new / axis.old
+            largest = max(largest, numbers)
+        return int(40 * largest * min(step / max(old[dim], 1), 1))
+
     def second_moment(self, tensor: Tensor) -> Tensor:
         """Map a running mean of squares so that it stays one: non-negative, and no less than the mean squared.
 

@@ -1,7 +1,7 @@
 """What follows a model's weights through a resize while it trains: optimizers, checkpoints, schedules, wrappers."""
 
 from timm_resize.training.distributed import resize_ddp, resize_fsdp
-from timm_resize.training.groups import freeze_unresized_, param_groups
+from timm_resize.training.groups import freeze_unresized_, param_groups, resampled
 from timm_resize.training.optimizer_state import resize_optimizer_state_dict
 from timm_resize.training.resume import resume_checkpoint
 from timm_resize.training.schedule import ProgressiveResize, SizeSchedule
@@ -11,6 +11,7 @@ __all__ = [
     "SizeSchedule",
     "freeze_unresized_",
     "param_groups",
+    "resampled",
     "resize_ddp",
     "resize_fsdp",
     "resize_optimizer_state_dict",

@@ -6,23 +6,40 @@ from typing import Any
 
 from torch import nn
 
+from timm_resize.core import history
 from timm_resize.core.find import find_model
 from timm_resize.core.plan import ResizePlan
 
 
-def _resized(model: nn.Module, plan: ResizePlan) -> set[int]:
+def resampled(model: nn.Module) -> dict[str, str]:
+    """Return which parameters of a model a resize resampled since they were loaded, and how: name → method.
+
+    For a model that `create_model(pretrained=True, img_size=...)` returned, or one resized since.
+
+    Example:
+        >>> import timm_resize
+        >>> model = timm_resize.create_model("vit_tiny_patch16_224", depth=1)
+        >>> plan = timm_resize.resize_(model, 96)
+        >>> timm_resize.resampled(model)
+        {'pos_embed': 'resampled: bicubic antialias'}
+    """
+    return history.resampled(find_model(model))
+
+
+def _resized(model: nn.Module, plan: ResizePlan | None) -> set[int]:
     root = find_model(model)
-    return {id(root.get_parameter(c.key)) for c in plan if c.kind == "parameter"}
+    names = resampled(model) if plan is None else [c.key for c in plan if c.kind == "parameter"]
+    return {id(root.get_parameter(name)) for name in names}
 
 
 def param_groups(
-    model: nn.Module, plan: ResizePlan, lr: float, resized_lr: float, **options: object
+    model: nn.Module, plan: ResizePlan | None = None, *, lr: float, resized_lr: float, **options: object
 ) -> list[dict[str, Any]]:
     """Split trainable parameters in two: those that a resize resampled, and the rest.
 
     Args:
         model: The resized model.
-        plan: What `resize_` returned.
+        plan: What `resize_` returned; None for all that was resampled since the weights were loaded.
         lr: Learning rate of the rest.
         resized_lr: Learning rate of the resampled ones.
         **options: For both groups, such as `weight_decay`.
@@ -46,12 +63,12 @@ def param_groups(
     return [group for group in groups if group["params"]]
 
 
-def freeze_unresized_(model: nn.Module, plan: ResizePlan) -> int:
+def freeze_unresized_(model: nn.Module, plan: ResizePlan | None = None) -> int:
     """Let gradients reach only the parameters that a resize resampled.
 
     Args:
         model: The resized model; `requires_grad` of all others becomes False.
-        plan: What `resize_` returned.
+        plan: What `resize_` returned; None for all that was resampled since the weights were loaded.
 
     Returns:
         How many parameters stay trainable.

@@ -19,15 +19,14 @@ def resize_offset_bias(attention: nn.Module, ctx: Context, old: Size, new: Size,
         new: Map (h, w) of keys wanted.
         step: Queries are the cells 0, step, 2*step … of each axis.
     """
-    if old == new:
-        return
-    yield from ctx.parameter(attention, "attention_biases", ctx.offset_table(old, new))
-    queries, keys = ceil_div(new, step), new[0] * new[1]
-    rule = Rebuild(offset_index, (new, step))
-    yield from ctx.buffer(attention, "attention_bias_idxs", (queries[0] * queries[1], keys), rule)
-    records = {"resolution": new, "resolution2": queries, "N": keys, "N2": queries[0] * queries[1]}
-    held = {name: value for name, value in records.items() if hasattr(attention, name)}
-    yield from ctx.attribute(attention, attention_bias_cache={}, **held)
+    if old != new:
+        yield from ctx.parameter(attention, "attention_biases", ctx.offset_table(old, new))
+        queries, keys = ceil_div(new, step), new[0] * new[1]
+        rule = Rebuild(offset_index, (new, step))
+        yield from ctx.buffer(attention, "attention_bias_idxs", (queries[0] * queries[1], keys), rule)
+        records = {"resolution": new, "resolution2": queries, "N": keys, "N2": queries[0] * queries[1]}
+        yield from ctx.attribute(attention, **{k: v for k, v in records.items() if hasattr(attention, k)})
+    yield from ctx.attribute(attention, attention_bias_cache={})
 
 
 def offset_index(size: Size, step: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
