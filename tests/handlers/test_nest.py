@@ -7,10 +7,12 @@ import math
 
 import pytest
 import torch
+from timm.models._manipulate import checkpoint_seq
 from timm.models.nest import NestLevel, blockify, resize_pos_embed
 
 import timm_resize
 import timm_resize.core.transaction
+import timm_resize.handlers.nest
 from tests.helpers.oracle import assert_same_structure, image, redraw_, stock, tensors
 from tests.helpers.transposed import transposed
 from timm_resize.handlers.nest import Blocked, RectangularNestLevel
@@ -123,14 +125,32 @@ def test_a_failing_write_puts_stock_class_back(model, monkeypatch):
     assert_same_structure(ours, model)
 
 
-def test_checkpointed_training_of_a_rectangular_model(model):
+def test_levels_are_resampled_as_stock_would(model):
+    """A shrunk level's table is stock's own resize of it, whose kernel is not widened."""
+    ours = copy.deepcopy(model)
+    timm_resize.resize_(ours, 96)
+    for level, before in zip(ours.levels, model.levels, strict=True):
+        want = resize_pos_embed(before.pos_embed, level.pos_embed)
+        torch.testing.assert_close(level.pos_embed, want, atol=1e-5, rtol=0)
+
+
+def test_checkpointed_training_of_a_rectangular_model(model, monkeypatch):
     """Gradients reach every resized table, also through gradient checkpointing, with the same values."""
+    checkpointed = []
+
+    def recorded(blocks, x):
+        checkpointed.append(blocks)
+        return checkpoint_seq(blocks, x)
+
+    monkeypatch.setattr(timm_resize.handlers.nest, "checkpoint_seq", recorded)
     plain = copy.deepcopy(model)
     timm_resize.resize_(plain, (64, 96))
     saving = copy.deepcopy(plain)
     saving.set_grad_checkpointing()
     for m in (plain, saving):
+        assert not checkpointed
         m(image((64, 96))).square().mean().backward()
+    assert len(checkpointed) == len(saving.levels)
     for a, b in zip(plain.levels, saving.levels, strict=True):
         assert a.pos_embed.grad.abs().sum() > 0
         torch.testing.assert_close(a.pos_embed.grad, b.pos_embed.grad)

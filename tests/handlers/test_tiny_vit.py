@@ -45,11 +45,19 @@ def test_windows_and_weights_are_kept_by_default(model, size):
         assert torch.equal(ours(x), model(x))
 
 
-@pytest.mark.parametrize("options", [{"window_size": (12, 12, 24, 12)}, {"window_policy": "scale"}])
-def test_scaled_windows_have_the_structure_of_the_published_384_model(model, options):
-    """224 to 384 with windows 12, 12, 24, 12, given or scaled, equals a stock build with these window_sizes."""
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        (384, {"window_size": (12, 12, 24, 12)}),
+        (384, {"window_policy": "scale"}),
+        ((384, 512), {"window_policy": "scale"}),
+        ((512, 384), {"window_policy": "scale"}),
+    ],
+)
+def test_scaled_windows_have_the_structure_of_the_published_384_model(model, size, options):
+    """224 to 384 with windows 12, 12, 24, 12, given or scaled, equals a stock build; the shorter side decides."""
     ours = copy.deepcopy(model)
-    timm_resize.resize_(ours, 384, **options)
+    timm_resize.resize_(ours, size, **options)
     want = stock("tiny_vit_5m_224", window_sizes=(12, 12, 24, 12), **SMALL)
     assert_same_structure(ours, want)
     with torch.inference_mode():

@@ -42,11 +42,12 @@ def test_only_global_blocks_change(model):
 
 
 @pytest.mark.parametrize("options", [{"window_size": 20}, {"window_policy": "scale"}])
-def test_windows_change_on_request_as_in_a_stock_build(model, options):
-    """224 to 320 with windows of 20, given or scaled, equals a stock build with that window_size."""
+@pytest.mark.parametrize("size", [320, (320, 448), (448, 320)])
+def test_windows_change_on_request_as_in_a_stock_build(model, size, options):
+    """224 to 320 with windows of 20, given or scaled, equals a stock build; the shorter side decides."""
     ours = copy.deepcopy(model)
-    timm_resize.resize_(ours, 320, **options)
-    want = stock("samvit_base_patch16_224", use_abs_pos=True, img_size=320, window_size=20, **TINY)
+    timm_resize.resize_(ours, size, **options)
+    want = stock("samvit_base_patch16_224", use_abs_pos=True, img_size=size, window_size=20, **TINY)
     assert_same_structure(ours, want)
     rebuilt = stock("samvit_base_patch16_224", **ours._model_args)
     rebuilt.load_state_dict(ours.state_dict())

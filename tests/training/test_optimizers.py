@@ -123,7 +123,8 @@ def test_resuming_at_another_size_is_resizing_live(name, tmp_path):
     """A file of timm's CheckpointSaver, resumed at another size: the tensors of a live resize, in all three parts."""
     model = small()
     optimizer = create_optimizer_v2(model, opt=name, lr=1e-2, weight_decay=0.0)
-    ema, scaler = ModelEmaV3(model, decay=0.5), NativeScaler("cpu")
+    ema, scaler, again_scaler = ModelEmaV3(model, decay=0.5), NativeScaler("cpu"), NativeScaler("cpu")
+    scaler.load_state_dict({**scaler.state_dict(), "scale": 512.0})
     train(model, optimizer, (64, 64))
     ema.update(model)
     saver = CheckpointSaver(
@@ -133,7 +134,8 @@ def test_resuming_at_another_size_is_resizing_live(name, tmp_path):
     file = tmp_path / "last.pth.tar"
     fresh = stock("vit_tiny_patch16_224", img_size=(96, 64), depth=1, num_classes=2, embed_dim=48).train()
     again, average = create_optimizer_v2(fresh, opt=name, lr=1.0, weight_decay=0.0), ModelEmaV3(fresh)
-    assert timm_resize.resume_checkpoint(fresh, file, again, NativeScaler("cpu"), ema=average, source=64) == 4
+    assert timm_resize.resume_checkpoint(fresh, file, again, again_scaler, ema=average, source=64) == 4
+    assert again_scaler.state_dict()["scale"] == 512.0
     timm_resize.resize_(model, (96, 64), optimizer=optimizer, ema=ema)
     for got, want in ((fresh, model), (average.module, ema.module)):
         assert all(torch.equal(t, tensors(want)[n]) for n, t in tensors(got).items())
@@ -183,15 +185,19 @@ def test_factored_state_does_not_tell_its_size():
 
 
 def test_groups_and_freezing():
-    """What a resize touched gets a rate of its own, or is all that trains."""
+    """What a resize touched gets a rate of its own, or is all that trains; what was frozen stays frozen."""
     model = timm.create_model("levit_128s", num_classes=2)
+    frozen = {"head.linear.weight", "stages.0.blocks.0.attn.attention_biases"}
+    for name in frozen:
+        model.get_parameter(name).requires_grad_(False)
     plan = timm_resize.resize_(model, 256)
     tables = {n for n, _ in model.named_parameters() if n.endswith("attention_biases") and "stages.2.blocks" not in n}
+    tables -= frozen
     groups = timm_resize.param_groups(model, plan, lr=1e-4, resized_lr=1e-2, weight_decay=0.1)
     names = {id(p): n for n, p in model.named_parameters()}
     assert {names[id(p)] for p in groups[0]["params"]} == tables
     assert [(g["lr"], g["weight_decay"]) for g in groups] == [(1e-2, 0.1), (1e-4, 0.1)]
-    assert sum(len(g["params"]) for g in groups) == len(names)
+    assert sum(len(g["params"]) for g in groups) == len(names) - len(frozen)
     assert timm_resize.freeze_unresized_(model, plan) == len(tables)
     assert {n for n, p in model.named_parameters() if p.requires_grad} == tables
 

@@ -61,10 +61,12 @@ def test_second_moments_stay_non_negative_and_bound_the_first():
 
 
 def test_a_failure_in_the_optimizer_part_leaves_the_model_too(monkeypatch):
-    """An exception at any write, the optimizer's included, leaves model and optimizer as they were."""
+    """An exception at any write, the optimizer's included, leaves model, gradients and optimizer as they were."""
     model = small()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     train(model, optimizer, (64, 64))
+    pending = {n: p.grad for n, p in model.named_parameters()}
+    assert pending["pos_embed"] is not None
     state = copy.deepcopy(optimizer.state_dict())
     before = {n: t.clone() for n, t in tensors(model).items()}
     calls = {"n": 0, "fail": -1}
@@ -84,6 +86,7 @@ def test_a_failure_in_the_optimizer_part_leaves_the_model_too(monkeypatch):
         with pytest.raises(RuntimeError, match="injected"):
             timm_resize.resize_(model, 96, optimizer=optimizer)
         assert all(torch.equal(t, before[n]) for n, t in tensors(model).items())
+        assert all(p.grad is pending[n] for n, p in model.named_parameters())
         now = optimizer.state_dict()["state"]
         assert all(
             torch.equal(torch.as_tensor(v), torch.as_tensor(now[i][k]))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.nn.utils import prune
 
 import timm_resize
 from tests.helpers.oracle import redraw_, stock, tensors
@@ -96,6 +98,16 @@ def test_a_stock_model_of_the_same_size_gets_the_dict_as_it_is():
     assert all(v is state[k] for k, v in timm_resize.resize_state_dict(state, model).items())
 
 
+def test_stale_masks_and_indices_are_left_out():
+    """Swin checkpoints of timm 0.4 to 0.6 hold masks and indices of their size, which the model computes itself."""
+    small, large = (stock("swin_tiny_patch4_window7_224", img_size=s, embed_dim=12, depths=(2, 2)) for s in (224, 112))
+    old = {k: v for k, v in small.named_buffers() if k.endswith(("attn_mask", "relative_position_index"))}
+    assert {k.rsplit(".", 1)[1] for k in old} == {"attn_mask", "relative_position_index"}
+    fitted = timm_resize.resize_state_dict({**small.state_dict(), **old}, large, window_policy="keep")
+    assert fitted.keys() == large.state_dict().keys()
+    large.load_state_dict(fitted)
+
+
 def test_a_persistent_index_is_the_models_own():
     """EfficientFormer saves its index: the fitted dict holds the target's, and loads strictly."""
     shrunk = dict(depths=(1, 1, 1, 3), num_vit=2, mlp_ratios=1)
@@ -105,3 +117,14 @@ def test_a_persistent_index_is_the_models_own():
     large.load_state_dict(timm_resize.resize_state_dict(small.state_dict(), large))
     assert want
     assert all(torch.equal(large.state_dict()[k], v) for k, v in want.items())
+
+
+def test_a_pruned_model_is_not_another_model():
+    """A state dict of a model that is pruned as the target is names what to call, not another architecture."""
+    saved, target = (at(size) for size in (96, 160))
+    for model in (saved, target):
+        prune.l1_unstructured(model, "pos_embed", 0.5)
+    with pytest.raises(
+        timm_resize.UnsupportedModelError, match=re.escape("Call torch.nn.utils.prune.remove(module, 'p")
+    ):
+        timm_resize.resize_state_dict(saved.state_dict(), target)
