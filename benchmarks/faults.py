@@ -47,6 +47,14 @@ class Fault:
         old = (tree / self.path).read_bytes()
         return old, old[: self.start] + self.text.encode() + old[self.end :]
 
+    def compiles(self, tree: Path) -> bool:
+        """Whether what it makes of the file is Python."""
+        try:
+            compile(self.source(tree)[1], self.path, "exec")
+        except (SyntaxError, ValueError):
+            return False
+        return True
+
     def diff(self, tree: Path) -> str:
         """Return the changed lines, each with - or + before it."""
         a, b = (side.decode().splitlines() for side in self.source(tree))
@@ -70,12 +78,7 @@ class Faults(ast.NodeVisitor):
         text = new if isinstance(new, str) else f"({ast.unparse(new)})"
         start = self.starts[node.lineno - 1] + node.col_offset
         end = self.starts[node.end_lineno - 1] + node.end_col_offset
-        fault = Fault(self.path, self.places[-1], start, end, text)
-        try:
-            compile(self.source[:start] + text.encode() + self.source[end:], self.path, "exec")
-        except (SyntaxError, ValueError):
-            return
-        self.found.append(fault)
+        self.found.append(Fault(self.path, self.places[-1], start, end, text))
 
     def put_field(self, node: ast.expr, **fields: object) -> None:
         """Replace a node by one with other fields."""

@@ -137,7 +137,7 @@ def sampled(tree: Path, paths: Sequence[str], count: int, seed: int) -> list[Fau
     for name, faults in by_folder.items():
         share = count * (1 / len(by_folder) + len(faults) / total) / 2
         chosen += random.Random(f"{seed} {name}").sample(faults, min(round(share), len(faults)))
-    return random.Random(seed).sample(chosen, len(chosen))
+    return [fault for fault in random.Random(seed).sample(chosen, len(chosen)) if fault.compiles(tree)]
 
 
 def tests_of(fault: Fault, tests: dict[str, tuple[float, list[Place]]], budget: float) -> list[str]:
