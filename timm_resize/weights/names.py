@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from timm_resize.core.apply import apply_plan
 from timm_resize.core.copies import planning_copy
-from timm_resize.core.planner import plan_to, shapes_at
+from timm_resize.core.planner import plan_to
 from timm_resize.errors import CheckpointError
 from timm_resize.geometry import Size
-from timm_resize.weights.source import SQUARES, candidates, classifier_prefixes, shape_mismatch
+from timm_resize.weights.source import candidates, classifier_prefixes, shape_mismatch, sized_tensors
 
 V = TypeVar("V")
 
@@ -161,7 +161,7 @@ def _renamed(
     if rename is None:
         return None
     given = {v.untyped_storage().data_ptr() for v in state_dict.values() if isinstance(v, Tensor)}
-    sized = next((changed for s in SQUARES if (changed := shapes_at(root, img_size=(s, s)))), {})
+    sized = sized_tensors(root)
     for options in candidates(state_dict, root, recorded=recorded):
         try:
             with warnings.catch_warnings():

@@ -10,9 +10,10 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from timm_resize.core.find import current_size, root_handler
-from timm_resize.core.planner import shapes_at
+from timm_resize.core.plan import submodule
+from timm_resize.core.planner import plan_to, shapes_at
 from timm_resize.errors import CheckpointError
-from timm_resize.geometry import Size, SizeLike, parse_size
+from timm_resize.geometry import Size, SizeLike, floor_div, parse_size
 
 Geometry: TypeAlias = dict[str, Any]
 """Keywords of a resize: `img_size`, perhaps `patch_size` and `window_size`; none for the present ones."""
@@ -35,7 +36,8 @@ def checkpoint_geometry(
     if given is not None:
         check_given(name, given, recorded, keyword)
         patch = patch_of(tensors, root)
-        return {"img_size": given, **({"patch_size": patch} if patch else {})}
+        asked: Geometry = {"img_size": given, **({"patch_size": patch} if patch else {})}
+        return _first_fitting([asked], tensors, root) or asked
     found = source_geometry(tensors, root, recorded=recorded)
     if found is not None:
         return found
@@ -57,8 +59,13 @@ def source_geometry(
     Returns:
         Keywords for `make_request`, empty for the present geometry; None when nothing fits.
     """
+    return _first_fitting(list(candidates(state_dict, root, *hints, recorded=recorded)), state_dict, root)
+
+
+def _first_fitting(geometries: list[Geometry], state_dict: Mapping[str, object], root: nn.Module) -> Geometry | None:
+    """Return the first geometry whose tensor shapes a checkpoint has, as it is or with the windows of its tables."""
     shapes, skipped = {k: tuple(v.shape) for k, v in root.state_dict(keep_vars=True).items()}, classifier_prefixes(root)
-    for options in _with_windows(list(candidates(state_dict, root, *hints, recorded=recorded)), state_dict, root):
+    for options in _with_windows(geometries, state_dict, root):
         changed = shapes_at(root, **options) if options else {}
         if changed is not None and shape_mismatch({**shapes, **changed}, state_dict, skipped) is None:
             return options
@@ -81,24 +88,41 @@ _TABLE = re.compile(r"(?:layers|stages)[._](\d+)\.blocks\.\d+\.attn\.(relative_p
 
 
 def windows_of(tensors: Mapping[str, object], root: nn.Module, img_size: Size | None = None) -> tuple[Size, ...] | None:
-    """Return each stage's window as the shapes of its bias tables tell it, None for a model without such tables.
+    """Return each stage's window as the shapes of its bias tables tell it.
 
-    A table over ((2h-1)*(2w-1), heads) offsets, or (heads, h*w) absolute ones, whose count leaves several windows is
-    read as the one whose sides are most nearly in proportion to the image's.
+    A table is over ((2h-1)*(2w-1), heads) offsets, or (heads, h*h) absolute ones. Of the windows with as many, it is
+    the model's present one, else a square one, as constructors make it, or one in proportion to the image, as resizes
+    do. None where that leaves several or none, and for a model without such tables.
     """
-    height, width = img_size or current_size(root) or (1, 1)
+    size, patch = img_size or current_size(root) or (1, 1), patch_size(root) or 1
+    grid = floor_div(size, patch if isinstance(patch, int) else (patch[0], patch[1]))
     windows: dict[int, Size] = {}
     for key, tensor in tensors.items():
         found = _TABLE.match(key)
         if found is None or not isinstance(tensor, Tensor) or tensor.dim() != 2 or int(found[1]) in windows:
             continue
-        offsets = found[2] == "relative_position_bias_table"
-        count = tensor.shape[0] if offsets else tensor.shape[1]
-        pairs = [(d, count // d) for d in range(1, count + 1) if count % d == 0]
-        sides = [((h + 1) // 2, (w + 1) // 2) for h, w in pairs if h % 2 and w % 2] if offsets else pairs
-        if sides:
-            windows[int(found[1])] = min(sides, key=lambda side: abs(math.log(side[0] * width / (side[1] * height))))
+        sides = _offset_windows(tensor.shape[0])
+        if found[2] == "attention_biases":
+            sides = [(side, side) for side in (math.isqrt(tensor.shape[1]),) if side**2 == tensor.shape[1]]
+        module = submodule(root, key.rpartition(".")[0])
+        held = getattr(module, "window_size", getattr(module, "resolution", None))
+        likely = [held] if held in sides else [s for s in sides if s[0] == s[1] or _in_proportion(s, grid)]
+        if len(likely) != 1:
+            return None
+        windows[int(found[1])] = likely[0]
     return tuple(windows.get(i, (7, 7)) for i in range(max(windows) + 1)) if windows else None
+
+
+def _offset_windows(count: int) -> list[Size]:
+    """Return the windows (h, w) that have so many relative offsets."""
+    rows = [side for side in range(1, count + 1, 2) if count % side == 0 and count // side % 2]
+    return [((side + 1) // 2, (count // side + 1) // 2) for side in rows]
+
+
+def _in_proportion(window: Size, grid: Size) -> bool:
+    """Whether a window is some share of the grid, each side rounded down to whole cells, but at least one."""
+    least = max(0 if side == 1 else side / cells for side, cells in zip(window, grid, strict=True))
+    return least < min((side + 1) / cells for side, cells in zip(window, grid, strict=True))
 
 
 def candidates(
@@ -166,12 +190,24 @@ def check_given(owner: str, given: Size | None, recorded: Size | None, keyword: 
 
 
 def _check_sizeless(state_dict: Mapping[str, object], root: nn.Module) -> None:
-    """Raise CheckpointError for a tensor of another shape that no image size explains."""
+    """Raise CheckpointError for a tensor of another shape that no image size explains.
+
+    Raises:
+        UnsupportedModelError: The model cannot be resized at all, pruned or wrapped as it is.
+    """
     shapes = {k: tuple(v.shape) for k, v in root.state_dict(keep_vars=True).items()}
-    sized = next((changed for s in SQUARES if (changed := shapes_at(root, img_size=(s, s)))), {})
+    sized = sized_tensors(root)
+    if not sized:
+        height, width = current_size(root) or (224, 224)
+        plan_to(root, (2 * height, 2 * width))
     misfit = shape_mismatch({k: v for k, v in shapes.items() if k not in sized}, state_dict, classifier_prefixes(root))
     if misfit:
         raise other_model_error(type(root).__name__, (), (), [misfit])
+
+
+def sized_tensors(root: nn.Module) -> Mapping[str, tuple[int, ...] | None]:
+    """Return the shapes at another size of the tensors that depend on it, {} for a model that has none."""
+    return next((changed for s in SQUARES if (changed := shapes_at(root, img_size=(s, s)))), {})
 
 
 def other_model_error(

@@ -14,19 +14,19 @@ from timm_resize.core.apply import apply_plan
 from timm_resize.core.copies import planning_copy
 from timm_resize.core.find import current_size, find_model
 from timm_resize.core.plan import ResizePlan
-from timm_resize.core.planner import plan_to, shapes_at
+from timm_resize.core.planner import plan_to
 from timm_resize.core.request import ResizeOptions
 from timm_resize.errors import CheckpointError
 from timm_resize.geometry import Size, SizeLike, parse_size
 from timm_resize.resample import Resample
 from timm_resize.weights.names import by_own_names, path_in
 from timm_resize.weights.source import (
-    SQUARES,
     checkpoint_geometry,
     classifier_prefixes,
     other_model_error,
     patch_size,
     shape_mismatch,
+    sized_tensors,
     windows_of,
 )
 
@@ -191,7 +191,7 @@ def check_covers(state_dict: Mapping[str, Tensor], root: nn.Module) -> None:
             f"{name}: the checkpoint has none of the model's tensors: its first is {next(iter(state_dict), None)!r}, "
             f"this one's {next(iter(own), None)!r}. Give a checkpoint of this architecture."
         )
-    sized = next((changed for s in SQUARES if (changed := shapes_at(root, img_size=(s, s)))), {})
+    sized = sized_tensors(root)
     needed = [
         k for k in missing if k in sized or (re.search(r"\.\d+\.", k) and not k.startswith(classifier_prefixes(root)))
     ]
