@@ -14,7 +14,7 @@ from timm.utils import ModelEmaV3
 import timm_resize
 from tests.helpers.oracle import redraw_
 
-SMALL = {"embed_dim": (32, 48, 64), "key_dim": 8, "num_heads": (2, 3, 4), "depth": (1, 1, 1), "num_classes": 3}
+SMALL = {"embed_dim": (32, 48, 64), "key_dim": 8, "num_heads": (2, 3, 4), "depth": (1, 1, 1)}
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isqrt
 
+import torch
 from timm.models._manipulate import checkpoint_seq
 from timm.models.nest import Nest, NestLevel
 from torch import Tensor
@@ -79,7 +80,10 @@ class RectangularNestLevel(NestLevel):
         down, across = height // h, width // w
         x = x.reshape(batch, down, h, across, w, dim).transpose(2, 3).reshape(batch, down * across, h * w, dim)
         x = x + self.pos_embed
-        x = checkpoint_seq(self.transformer_encoder, x) if self.grad_checkpointing else self.transformer_encoder(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = checkpoint_seq(self.transformer_encoder, x)
+        else:
+            x = self.transformer_encoder(x)
         x = x.reshape(batch, down, across, h, w, dim).transpose(2, 3).reshape(batch, height, width, dim)
         return x.permute(0, 3, 1, 2)
 
