@@ -24,7 +24,7 @@ def small_machine(monkeypatch):
 CASES = {
     "tokens by tokens": ("resmlp_12_224", {"img_size": 1440}),  # 12 tables of 8100², 4 bytes
     "a window": ("swin_tiny_patch4_window7_224", {"img_size": 512, "window_size": 128}),  # index of 16384², 8 bytes
-    "a patch": ("vit_tiny_patch16_224", {"img_size": 1024, "patch_size": 1}),  # 1024² positions
+    "a patch": ("vit_tiny_patch16_224", {"img_size": 2048, "patch_size": 1}),  # 2048² positions
     "masks": ("swin_tiny_patch4_window7_224", {"img_size": 2048, "window_size": 64}),  # 64 windows of 4096², 4 bytes
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 
 import pytest
 import torch
@@ -106,6 +107,14 @@ def test_a_rectangular_model_copies_pickles_and_loads(model, tmp_path):
         x = image((192, 256))
         for duplicate in (copy.deepcopy(ours), torch.load(tmp_path / "model.pt", weights_only=False), fresh):
             torch.testing.assert_close(duplicate(x), ours(x), atol=0, rtol=0)
+
+
+def test_a_rectangular_model_is_scripted():
+    """torch.jit.script compiles the forward that knows both sides."""
+    wide = redraw_(timm_resize.create_model("nest_tiny", img_size=(64, 96), mlp_ratio=0.5)).eval()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.testing.assert_close(torch.jit.script(wide)(image((64, 96))), wide(image((64, 96))))
 
 
 def test_a_failing_write_puts_stock_class_back(model, monkeypatch):
