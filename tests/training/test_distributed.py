@@ -58,6 +58,9 @@ def replicated(rank):
         mine = p.detach().clone()
         dist.broadcast(mine, 0)
         assert torch.equal(mine, p)
+    given = {"static_graph": True, "gradient_as_bucket_view": True}
+    again = timm_resize.resize_ddp(DistributedDataParallel(model, **given), 64)
+    assert {name: getattr(again, name) for name in given} == given
     return texts
 
 
