@@ -312,7 +312,12 @@ def test_a_parameter_in_a_buffers_place():
     assert torch.equal(resized(copy.deepcopy(model), 288).layers[0].blocks[1].attn_mask, want)
     assert torch.equal(timm_resize.MultiSize(model).at(288).layers[0].blocks[1].attn_mask, want)
     block.attn_mask.requires_grad_(True)
-    refused(model, "attn_mask is a Parameter that is trained, where SwinTransformerBlock has a buffer", 288)
+    refused(model, "attn_mask is a Parameter that is trained, where a SwinTransformerBlock has a buffer", 288)
+    eva = timm.create_model("eva02_tiny_patch14_224", depth=1, embed_dim=48, num_heads=3)
+    table = eva.rope.pos_embed
+    del eva.rope.pos_embed
+    eva.rope.pos_embed = nn.Parameter(table, requires_grad=False)  # what fills it knows buffers alone
+    refused(eva, "rope.pos_embed is a Parameter where a RotaryEmbeddingCat has a buffer, which each size", (112, 448))
 
 
 def test_a_tensor_that_is_neither():

@@ -120,7 +120,7 @@ class Tensors(Maps):
     ) -> Iterator[Change]:
         """Replace a buffer of `module` by one of `shape` (None: by None). Yield only when it does change.
 
-        A Parameter in the buffer's place that is not trained is rebuilt likewise.
+        A Parameter in the buffer's place that is not trained is rebuilt likewise, where the rule is a `Rebuild`.
 
         Raises:
             ResizeError: `module` has no such buffer, or a `shape` comes without a rule that can fill it.
@@ -132,12 +132,13 @@ class Tensors(Maps):
         kind: Kind = "buffer"
         if name not in module._buffers:
             old, kind = module._parameters.get(name), "parameter"
-            if old is None or not isinstance(how, Rebuild):
+            if old is None:
                 raise self._misuse("buffer", module, f"it has no buffer {name!r}. {_names(module._buffers)}")
-            if old.requires_grad:
+            if old.requires_grad or isinstance(how, Reinitialise):
+                what = "that is trained, where" if old.requires_grad else "where"
                 raise self._unsupported(
-                    f"{self._key(module, name)} is a Parameter that is trained, where {type(module).__name__} has a "
-                    "buffer that each size computes anew. Call requires_grad_(False) on it, or make it a buffer again."
+                    f"{self._key(module, name)} is a Parameter {what} a {type(module).__name__} has a buffer, which "
+                    "each size computes anew. Make it a buffer again, or a Parameter with requires_grad_(False)."
                 )
         new = None if shape is None else tuple(shape)
         if new is not None:

@@ -40,7 +40,7 @@ def plan_rope(rope: Rope, ctx: Context, *, feat_shape: Size | None = None) -> Ch
         )
     yield from ctx.attribute(rope, feat_shape=feat_shape)
     for name in CACHES:
-        cache = rope._buffers.get(name)
+        cache = getattr(rope, name, None)
         if cache is not None:
             yield from ctx.buffer(rope, name, (feat_shape[0] * feat_shape[1], *cache.shape[1:]), Reinitialise())
 
