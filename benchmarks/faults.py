@@ -15,7 +15,7 @@ ARITHMETIC = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.FloorDiv, ast.Fl
 ARITHMETIC |= {ast.Div: ast.Mult, ast.Mod: ast.FloorDiv, ast.Pow: ast.Mult}
 UNCHANGED = {"clone", "detach", "contiguous", "deepcopy", "copy", "sorted", "reversed"}
 """Calls that a fault leaves out, for what they are called on."""
-UNSEEN = {"strict", "stacklevel"}
+UNSEEN = {"strict", "stacklevel", "help"}
 """Keywords that change no result."""
 UNSWAPPED = {"isinstance", "issubclass", "getattr", "hasattr", "setattr", "replace", "removeprefix", "get"}
 

@@ -227,6 +227,7 @@ def main() -> int:
             file.write(json.dumps(record) + "\n")
 
     if not args.report:
+        pytest.main(["--version"])  # imports pytest's plugins, once for all children
         snapshot(tree)
         files = args.test_files or sorted(str(p.relative_to(tree)) for p in (tree / "tests").rglob("test_*.py"))
         for file in [*files, PACKAGE]:

@@ -85,10 +85,10 @@ def _build(name: str, kwargs: dict[str, object]) -> nn.Module:
 
 
 def _grids(model: nn.Module) -> list[Size]:
-    """Return the pairs (h, w) that modules hold as attributes: grids, maps and windows, the most frequent first."""
+    """Return the pairs (h, w) that modules hold as attributes: grids, maps and windows, the outermost module's first."""
     held = [v for m in model.modules() for k, v in vars(m).items() if isinstance(v, tuple) and "img" not in k]
     pairs = [v for v in held if len(v) == 2 and all(isinstance(side, int) and side > 1 for side in v)]
-    return sorted(dict.fromkeys(pairs), key=lambda pair: -pairs.count(pair))
+    return list(dict.fromkeys(pairs))
 
 
 def _rules(owner: str, a: nn.Module, b: nn.Module, old: list[Size], new: list[Size]) -> Iterator[str]:
