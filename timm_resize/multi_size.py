@@ -121,12 +121,9 @@ class MultiSize(nn.Module):
         self._reset()
         self._register_load_state_dict_pre_hook(_add_prefix)
 
-    @torch.compiler.disable(recursive=False)  # a view is an ordinary model, and the graph is of that
+    @torch.compiler.disable(recursive=False)  # each view, an ordinary model, has a whole graph of its own
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Run the model, in what holds it, as resized to the images `x` (batch, channels, height, width).
-
-        Under `torch.compile` views are made as ever, and each has a graph of its own, whole.
-        """
+        """Run the model, in what holds it, as resized to the images `x` (batch, channels, height, width)."""
         return self._at(x.shape)(x, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
