@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import timm_resize
+from tests.helpers.oracle import stock
 from timm_resize.core.plan import CACHE, MISSING, same_value
 
 
@@ -90,3 +91,10 @@ def test_same_value(a, b, same):
 def test_marks_are_one_object(mark):
     """A copied or pickled plan has the same marks."""
     assert copy.deepcopy(mark) is pickle.loads(pickle.dumps(mark)) is mark
+
+
+def test_a_plan_of_another_architecture_is_stale():
+    """Tensors that the model has not are said, by the plan's own error."""
+    plan = timm_resize.plan_resize(stock("vit_tiny_patch16_224", depth=1), 96)
+    with pytest.raises(timm_resize.StalePlanError):
+        timm_resize.resize_(stock("levit_128s"), plan)

@@ -22,7 +22,6 @@ from timm_resize.core.followers import (
     several,
     state_bytes,
 )
-from timm_resize.core.hidden import parameters, refuse_shared
 from timm_resize.core.memory import require
 from timm_resize.core.plan import ResizePlan
 from timm_resize.core.planner import plan_to
@@ -56,7 +55,6 @@ def apply_plan(
         names = {} if optimizer is None else {id(p): name for name, p in root.named_parameters()}
         for one in several(optimizer):
             check_optimizer(one, names)
-        refuse_shared(root, parameters(root, plan), several(optimizer))
         writes = model_writes(root, plan, maps)
         if outer is not None and outer is not root:
             writes += _outer_writes(outer, plan)

@@ -182,8 +182,9 @@ PEFT_ADVICE = "Call merge_and_unload() of the PEFT model, resize what it returns
 
 
 def parameters(root: nn.Module, changes: Iterable[Change]) -> dict[str, nn.Parameter]:
-    """Return the parameters of a model that change, by name."""
-    return {c.key: root.get_parameter(c.key) for c in changes if c.kind == "parameter"}
+    """Return the parameters of a model that change, by name; those of a plan for another model are not there."""
+    own = dict(root.named_parameters(remove_duplicate=False))
+    return {c.key: own[c.key] for c in changes if c.kind == "parameter" and c.key in own}
 
 
 def refuse_shared(root: nn.Module, changed: dict[str, nn.Parameter], optimizers: Iterable[Any] = ()) -> None:
