@@ -254,7 +254,8 @@ def _loaded(
                 return source.build(True, **{**source.saved, **wanted}), {}
         raise
     adopt_(find_model(model))
-    return model, {k: v for k, v in wanted.items() if k != "img_size"}
+    windows = {"window_size": loader.windows} if wanted and loader.windows is not None else {}  # as it was built
+    return model, {**windows, **{k: v for k, v in wanted.items() if k != "img_size"}}
 
 
 def _native_size(name: str) -> dict[str, Any]:

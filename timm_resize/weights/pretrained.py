@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from timm.models import _builder
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from timm_resize.errors import CheckpointError
 from timm_resize.geometry import Size
 from timm_resize.weights.names import Filter, Names, computed
 from timm_resize.weights.provenance import checkpoint_file, recorded_size
-from timm_resize.weights.source import Geometry, check_given, source_geometry
+from timm_resize.weights.source import Geometry, check_given, source_geometry, windows_of
 from timm_resize.weights.state_dict import check_covers, check_fits, check_values
 
 UNREADABLE = (RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError)
@@ -40,6 +41,7 @@ class PretrainedLoader:
         assign: Let the model take the file's tensors over, where a copy of them would do.
 
     Attributes:
+        windows: Those that the model was built with, where the file's tables have others; None where they are the same.
         misfit: The error where the file's tensors are not the model's; stock's filter may still fit them.
     """
 
@@ -47,6 +49,7 @@ class PretrainedLoader:
         self.sizes = sizes
         self.source_size = source_size
         self.assign = assign
+        self.windows: tuple[Size, ...] | None = None
         self.misfit: CheckpointError | None = None
 
     def __call__(self, model: nn.Module, *args: object, filter_fn: Filter | None = None, **kwargs: object) -> None:
@@ -63,7 +66,12 @@ class PretrainedLoader:
         def at_source(state_dict: dict[str, Tensor], model: nn.Module = model) -> dict[str, Tensor]:
             nonlocal read
             read = True
-            return _filtered_at_source(filter_fn, self.sizes, self.source_size, state_dict, model)
+            root = find_model(model)
+            built = windows_of(root.state_dict(keep_vars=True), root)
+            filtered = _filtered_at_source(filter_fn, self.sizes, self.source_size, state_dict, model)
+            if built != windows_of(root.state_dict(keep_vars=True), root):
+                self.windows = built
+            return filtered
 
         with self._checked(model):
             try:
@@ -129,12 +137,25 @@ def _filtered_at_source(
                 apply_plan(root, plan_request(root, request))
     if filter_fn is not None:
         with _configured(root, current_size(root) if found else None):
-            try:
-                state_dict = filter_fn(state_dict, model)
-            except TypeError:  # as stock: filters of one argument
-                state_dict = filter_fn(state_dict)
+            state_dict = _filtered(filter_fn, state_dict, model)
     gone = computed(state_dict, model)
     return {key: value for key, value in state_dict.items() if key not in gone}
+
+
+def _filtered(filter_fn: Filter, state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Run stock's filter, which raises what it likes for names and shapes that it does not expect."""
+    try:
+        try:
+            return filter_fn(state_dict, model)
+        except TypeError:  # as stock: filters of one argument
+            return filter_fn(state_dict)
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{type(find_model(model)).__name__}: stock's filter does not take the checkpoint ({error}). Give the "
+            "checkpoint of this architecture, and source_size=(height, width), the image size it was saved at."
+        ) from error
 
 
 @contextmanager

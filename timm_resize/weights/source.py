@@ -200,7 +200,8 @@ def _check_sizeless(state_dict: Mapping[str, object], root: nn.Module) -> None:
     if not sized:
         height, width = current_size(root) or (224, 224)
         plan_to(root, (2 * height, 2 * width))
-    misfit = shape_mismatch({k: v for k, v in shapes.items() if k not in sized}, state_dict, classifier_prefixes(root))
+    fixed = {k: v for k, v in shapes.items() if k not in sized and not _TABLE.match(k)}
+    misfit = shape_mismatch(fixed, state_dict, classifier_prefixes(root))
     if misfit:
         raise other_model_error(type(root).__name__, (), (), [misfit])
 
