@@ -135,12 +135,12 @@ def test_convert_without_weights(capsys, tmp_path):
     [
         ("resnet18", "layers=(1,1,1,1)"),
         ("levit_128s", "depth=(1,1,1)"),
-        ("swin_tiny_patch4_window7_224", "depths=(1,1,1,1)"),
+        ("swin_tiny_patch4_window7_224", "depths=(1,1,1,1) embed_dim=24"),
     ],
 )
 def test_convert_other_families(name, kwargs, capsys, tmp_path):
     """A size-free, a table and a window model convert and reload in stock timm, with the input size recorded."""
-    flags = ("--no-pretrained", "--img-size", "192x256", "--output", tmp_path, "--model-kwargs", kwargs)
+    flags = ("--no-pretrained", "--img-size", "192x256", "--output", tmp_path, "--model-kwargs", *kwargs.split())
     status, _, err = run(capsys, "convert", name, *flags)
     assert (status, err) == (0, "")
     model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
