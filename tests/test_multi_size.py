@@ -44,7 +44,7 @@ def _quiet():
         yield
 
 
-@pytest.mark.parametrize("name", sweep(turn=0, of=2))
+@pytest.mark.parametrize("name", sweep(turn=0, of=3))
 def test_equals_models_of_each_size(name):
     """At four sizes and its own the output is that of a separately resized model; only sized tensors are kept."""
     model = build(name)
@@ -71,7 +71,7 @@ def test_equals_models_of_each_size(name):
     )  # ConViT's forward fills it
 
 
-@pytest.mark.parametrize("name", sweep(turn=1, of=2))
+@pytest.mark.parametrize("name", sweep(turn=1, of=3))
 def test_gradients_are_those_of_resampling_then_forward(name):
     """Gradients equal those of a resized copy, pulled back through the maps by autograd on their float64 matrices."""
     model = build(name)

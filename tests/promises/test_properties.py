@@ -10,7 +10,7 @@ from tests.helpers.examples import EXAMPLES, HEAVY
 from tests.helpers.steps import STEPS, Sequence
 
 
-@pytest.mark.parametrize("count", [6, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [4, pytest.param(60, marks=pytest.mark.slow)])
 def test_sequences(count):
     """Identity, shapes and finite outputs after every step; after a resize the bits of before, and stock's outputs."""
 
