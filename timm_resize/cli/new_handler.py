@@ -85,7 +85,7 @@ def _build(name: str, kwargs: dict[str, object]) -> nn.Module:
 
 
 def _grids(model: nn.Module) -> list[Size]:
-    """Return the pairs (h, w) that modules hold as attributes: grids, maps and windows, the outermost module's first."""
+    """Return the pairs (h, w) that modules hold as attributes: grids, maps, windows; the outermost module's first."""
     held = [v for m in model.modules() for k, v in vars(m).items() if isinstance(v, tuple) and "img" not in k]
     pairs = [v for v in held if len(v) == 2 and all(isinstance(side, int) and side > 1 for side in v)]
     return list(dict.fromkeys(pairs))
