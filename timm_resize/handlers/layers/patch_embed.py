@@ -92,11 +92,11 @@ def _check(embed: PatchEmbed, ctx: Context, patch: Size, grid: Size) -> None:
     """Refuse an image that forward cannot cut into `grid`; warn of pixels that do not fill a patch."""
     padded = ceil_div(ctx.new_size, patch)
     if getattr(embed, "dynamic_img_pad", False):
-        if padded != grid and not _sampled_per_forward(ctx.root):
-            ctx.invalid(
-                f"is padded to a {text(padded)} grid for patch_size={short(patch)}, while the model's position tables "
-                f"are {text(grid)}"
-            )
+        if padded != grid:
+            how = f"is padded to a {text(padded)} grid for patch_size={short(patch)}, while the model's position tables"
+            if not _sampled_per_forward(ctx.root):
+                ctx.invalid(f"{how} are {text(grid)}")
+            ctx.warn(f"img_size={ctx.new_size} {how} become {text(grid)}: as in stock, each forward resamples again.")
         return
     if min(grid) < 1:
         ctx.invalid(f"is smaller than patch_size={short(patch)}")
