@@ -381,3 +381,13 @@ def test_a_parameter_of_two_models():
     multi = timm_resize.MultiSize(a)
     multi(image((64, 64)))  # shares with the model, and is its copy
     resized(a, 96)
+
+
+def test_a_mask_takes_its_type_from_a_wrapped_layer():
+    """What a rebuilt buffer is to be like may be inside a wrapper: Swin v2's coordinates are like `proj.weight`."""
+    model = timm.create_model("swinv2_tiny_window8_256", depths=(1, 1, 1, 1), embed_dim=16, num_heads=(1, 1, 1, 1))
+    attn = model.double().layers[0].blocks[0].attn
+    attn.proj = Lora(attn.proj)
+    resized(model, 320)
+    assert attn.relative_coords_table.dtype == torch.float64
+    assert attn.relative_coords_table.shape == (1, 19, 19, 2)

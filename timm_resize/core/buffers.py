@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from timm_resize.core.copies import own, shallow_copy
-from timm_resize.core.plan import Change, Rebuild, Reinitialise, ResizePlan, shape_of, submodule
+from timm_resize.core.plan import Change, Rebuild, Reinitialise, ResizePlan, shape_of
 from timm_resize.core.transaction import set_attribute
 from timm_resize.errors import UnsupportedModelError
 from timm_resize.resample import Resample
@@ -61,11 +61,13 @@ def _rebuilt(module: nn.Module, change: Change, how: Rebuild, built: dict[Key, T
 
 
 def _like(module: nn.Module, name: str) -> Tensor:
-    """Return a tensor of the module, or, where its place is taken by something else, any other that it has."""
-    owner = submodule(module, name.rpartition(".")[0]) or module
-    tensor = getattr(owner, name.rpartition(".")[2], None)
-    floating = (p for p in module.parameters() if p.is_floating_point())
-    return tensor if isinstance(tensor, Tensor) else next(floating, torch.empty(0))
+    """Return a tensor of the module, or, where the layer that had it is wrapped, another that is in its place."""
+    path, _, name = name.rpartition(".")
+    owner = module.get_submodule(path)
+    if path and not hasattr(owner, name):
+        return next(p for p in owner.parameters() if p.is_floating_point())
+    tensor: Tensor = getattr(owner, name)
+    return tensor
 
 
 def _reinitialised(module: nn.Module, path: str, plan: ResizePlan) -> nn.Module:
