@@ -15,6 +15,7 @@ import timm_resize
 from tests.helpers.oracle import first, image
 from timm_resize.core.dry_run import strangers
 from timm_resize.core.find import walk
+from timm_resize.resample import token_matrix
 
 SIZE = (96, 160)
 
@@ -198,3 +199,34 @@ def test_projections_that_cut_alike(vit):
         timm_resize.UnsupportedModelError, match=r"resizes the kernel of a torch.nn.Conv2d, and .* tests\."
     ):
         timm_resize.plan_resize(model, patch_size=8)
+
+
+class Transposed(nn.Linear):
+    """Keeps its weight as (inputs, outputs)."""
+
+    def forward(self, x):
+        return x @ self.weight + self.bias
+
+
+class Renamed(nn.Linear):
+    """Computes what a linear layer does, in its own words."""
+
+    def forward(self, x):
+        return x @ self.weight.T + self.bias
+
+
+@pytest.mark.parametrize("cls", [Transposed, Renamed])
+def test_a_square_weight_that_is_used_otherwise(cls):
+    """Shapes fit a transposed weight, values do not: refused, with nothing changed; another spelling is followed."""
+    model = timm.create_model("resmlp_12_224").eval()
+    model.blocks = model.blocks[:1]
+    plain = model.blocks[0].linear_tokens
+    layer = model.blocks[0].linear_tokens = cls(196, 196)
+    layer.load_state_dict(plain.state_dict())
+    if cls is Transposed:
+        with pytest.raises(timm_resize.UnsupportedModelError, match="does not compute what a torch.nn.Linear"):
+            timm_resize.resize_(model, 160)
+        assert model.blocks[0].linear_tokens.weight.shape == (196, 196)
+    else:
+        timm_resize.resize_(model, 160)
+        assert torch.equal(layer.weight, token_matrix((14, 14), (10, 10))(plain.weight.detach()))

@@ -7,6 +7,7 @@ device says so, by the shapes that do not fit. A model of stock classes alone co
 from __future__ import annotations
 
 from collections import OrderedDict
+from copy import deepcopy
 from types import MethodType
 
 import torch
@@ -69,6 +70,30 @@ def misfit(root: nn.Module, plan: ResizePlan, odd: dict[str, nn.Module]) -> str:
     if failed and (plan.old_size is None or _run(root, None, plan.old_size, odd)):
         raise CannotRun(failed)
     return failed
+
+
+def other_linear(plan: ResizePlan, odd: dict[str, nn.Module]) -> str:
+    """Return the path of a linear layer that changes and is none: its class's forward does another thing; '' for none.
+
+    Shapes cannot tell: a square weight that is kept transposed fits. It is tried on two rows of numbers.
+    """
+    changed = {change.key for change in plan.tensors}
+    for path, layer in odd.items():
+        if isinstance(layer, nn.Linear) and f"{path}.weight" in changed and not _is_linear(layer):
+            return path
+    return ""
+
+
+def _is_linear(layer: nn.Linear) -> bool:
+    if layer.weight.is_meta:
+        return True  # as far as can be known
+    x = torch.linspace(-1, 1, 2 * layer.in_features, device=layer.weight.device).reshape(2, -1).exp().to(layer.weight)
+    try:
+        with torch.no_grad():
+            got, want = deepcopy(layer).eval()(x), nn.functional.linear(x, layer.weight, layer.bias)
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    return got.shape == want.shape and bool((got - want).abs().max() <= 1e-2 * want.abs().max())
 
 
 class CannotRun(Exception):  # noqa: N818  (a signal to the planner)

@@ -12,7 +12,7 @@ from torch import nn
 from typing_extensions import Unpack
 
 from timm_resize.core.context import Context, Invalid, check_options
-from timm_resize.core.dry_run import CannotRun, misfit, strangers
+from timm_resize.core.dry_run import CannotRun, misfit, other_linear, strangers
 from timm_resize.core.find import TRAIT, Walk, current_size, refuse_state, root_handler, walk
 from timm_resize.core.hidden import parameters, tied_elsewhere, unwrap
 from timm_resize.core.memory import memory_note
@@ -53,6 +53,12 @@ def plan_request(root: nn.Module, request: Request) -> ResizePlan:
 def _dry_run(root: nn.Module, request: Request, plan: ResizePlan, odd: dict[str, nn.Module]) -> ResizePlan:
     """Refuse a plan that modules without a handler do not follow; warn where that cannot be told."""
     (h, w), name = plan.new_size, type(root).__name__
+    if path := other_linear(plan, odd):
+        raise UnsupportedModelError(
+            f"{name}: {path} is a {type(odd[path]).__name__}, which does not compute what a torch.nn.Linear with its "
+            "weight does. Put the plain layer in its place for the resize, merged with what was added to it.",
+            model=name,
+        )
     plans = [plan]
     if plan.old_size is not None and 0.7 < h * w / math.prod(plan.old_size) < 1.4 and plan.new_size != plan.old_size:
         # there may be as many tokens as before, at other places: whoever counts them is found at another size
