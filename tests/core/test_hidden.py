@@ -391,3 +391,13 @@ def test_a_mask_takes_its_type_from_a_wrapped_layer():
     resized(model, 320)
     assert attn.relative_coords_table.dtype == torch.float64
     assert attn.relative_coords_table.shape == (1, 19, 19, 2)
+
+
+def test_a_mask_takes_its_type_from_beside_a_layer_that_is_gone():
+    """Swin's masks are like `norm1.weight`, which an Identity in its place has not."""
+    model = timm.create_model("swin_tiny_patch4_window7_224", depths=(2, 1), embed_dim=16, num_heads=(1, 1))
+    block = model.double().layers[0].blocks[1]
+    block.norm1 = nn.Identity()
+    resized(model, 256)
+    assert block.attn_mask.shape == (64, 64, 64)
+    assert block.attn_mask.dtype == torch.float64

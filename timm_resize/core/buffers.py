@@ -61,11 +61,11 @@ def _rebuilt(module: nn.Module, change: Change, how: Rebuild, built: dict[Key, T
 
 
 def _like(module: nn.Module, name: str) -> Tensor:
-    """Return a tensor of the module, or, where the layer that had it is wrapped, another that is in its place."""
+    """Return a tensor of the module, or, where the layer that had it is wrapped or gone, another near its place."""
     path, _, name = name.rpartition(".")
     owner = module.get_submodule(path)
     if path and not hasattr(owner, name):
-        return next(p for p in owner.parameters() if p.is_floating_point())
+        return next(p for near in (owner, module) for p in near.parameters() if p.is_floating_point())
     tensor: Tensor = getattr(owner, name)
     return tensor
 
