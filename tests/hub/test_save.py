@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.utils import prune
 
@@ -332,6 +334,15 @@ def test_the_count_of_classes_stands_once(tmp_path):
     assert config["num_classes"] == 5
     assert "num_classes" not in config["model_args"]
     assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True).num_classes == 5
+
+
+def test_norms_that_are_synchronised_between_processes_are_saved(tmp_path):
+    """They are the plain ones to whoever opens the folder."""
+    model = redraw_(stock("test_resnet", num_classes=2))
+    save_pretrained(convert_sync_batchnorm(copy.deepcopy(model)), tmp_path)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    with torch.no_grad():
+        assert torch.equal(again(image((160, 160))), model(image((160, 160))))
 
 
 def changed(how):
