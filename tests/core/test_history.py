@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 
 import timm_resize
-from tests.helpers.oracle import stock
+from tests.helpers.oracle import redraw_, stock
 
 RANDOM = {"checkpoint": None, "img_size": None}
 """How the history of a model begins whose weights this package did not load."""
@@ -139,3 +139,16 @@ def test_files_without_a_record_or_with_nonsense_load(metadata, tmp_path):
     theirs.set_input_size((96, 96))
     torch.testing.assert_close(ours.pos_embed, theirs.pos_embed, atol=1e-5, rtol=0)
     timm_resize.save_pretrained(ours, tmp_path / "again")
+
+
+def test_a_model_made_real_after_a_resize_on_the_meta_device():
+    """What it was filled with is the start of its next resize: there is nothing that it was before."""
+    kwargs = {"depth": 1, "embed_dim": 24, "num_heads": 1}
+    model = stock("vit_tiny_patch16_224", img_size=64, device="meta", **kwargs)
+    timm_resize.resize_(model, 96)
+    model.to_empty(device="cpu")
+    loaded = redraw_(stock("vit_tiny_patch16_224", img_size=96, **kwargs))
+    model.load_state_dict(loaded.state_dict())
+    for one in (model, loaded):
+        timm_resize.resize_(one, 64)
+    assert torch.equal(model.pos_embed, loaded.pos_embed)

@@ -127,3 +127,15 @@ def test_features_of_the_last_stage_need_an_even_map():
     early = stock("efficientformer_l1", features_only=True, out_indices=(0, 1, 2), **kwargs)
     timm_resize.resize_(early, 230)
     assert [f.shape[-1] for f in early(image((230, 230)))] == [58, 29, 15]
+
+
+def test_a_plan_says_what_stocks_features_cannot_do(model):
+    """The plain model runs at 230 pixels; that its `forward_intermediates` does not is noted, and at 256 nothing is."""
+    ours = copy.deepcopy(model)
+    assert not timm_resize.plan_resize(ours, 256).notes
+    (note,) = timm_resize.resize_(ours, 230).notes
+    assert note == "forward_intermediates cannot reshape the last stage's output after an odd map (15x15)"
+    with torch.inference_mode():
+        assert ours(image((230, 230))).isfinite().all()
+        with pytest.raises(RuntimeError, match="invalid for input of size"):
+            ours.forward_intermediates(image((230, 230)))

@@ -23,9 +23,9 @@ from timm_resize.resample import Resample
 
 def untouched(applied: Tensor, param: Tensor) -> bool:
     """Whether a parameter still holds the bits that a resize wrote."""
-    if applied.is_meta or param.is_meta:
+    if applied.shape != param.shape or param.is_meta:
         return applied.shape == param.shape
-    return applied.shape == param.shape and torch.equal(applied.to(param), param.detach())
+    return not applied.is_meta and torch.equal(applied.to(param), param.detach())  # a model made real has other bits
 
 
 def touched(root: nn.Module) -> list[str]:
