@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import timm_resize.core.values
+from tests.helpers.snapshots import WrongError, unchanged
 from tests.helpers.trial import WAYS, Choices, take_step
 
 SMALL = ("beit_base_patch16_224", "eva02_tiny_patch14_224", "test_vit_relpos", "pit_b_224", "vit_base_patch16_gap_224")
@@ -22,7 +23,7 @@ def _compiled_models_run_as_they_are():
 @pytest.mark.parametrize("way", WAYS)
 def test_random_surgery(way):
     """Whatever is done to a model before, it comes out right, or is refused as it was."""
-    outcomes = [take_step(seed, Choices(SMALL, ways=(way,))) for seed in range(4)]
+    outcomes = [take_step(seed, Choices(SMALL, ways=(way,))) for seed in range(2)]
     assert not [o for o in outcomes if o.result == "violation"]
     assert [o for o in outcomes if o.result == "right"]
 
@@ -42,17 +43,16 @@ def test_a_wrong_value_is_seen(surgery, monkeypatch):
     assert take_step(1, choices).result == "violation"
 
 
-def test_a_change_after_a_refusal_is_seen(monkeypatch):
-    """An error that comes after something was written is a violation."""
+def test_a_change_after_a_refusal_is_seen():
+    """An error that comes after one entry was written is a violation; one that comes before is itself."""
+    model = nn.Linear(2, 2)
 
-    def half_done(model: nn.Module, *args: object, **kwargs: object) -> None:
-        next(model.parameters()).data.view(-1)[0] += 1
-        raise timm_resize.ResizeError("too late")
+    def refused(by: float) -> None:
+        with unchanged(model):
+            model.bias.data[0] += by
+            raise timm_resize.ResizeError("too late")
 
-    choices = Choices(SMALL, ("nothing at all",), ("resize_",))
-    outcome = take_step(3, choices)
-    assert outcome.result == "right"
-    monkeypatch.setattr(timm_resize, "resize_", half_done)
-    outcome = take_step(3, choices)
-    assert outcome.result == "violation"
-    assert "changed" in outcome.detail
+    with pytest.raises(timm_resize.ResizeError):
+        refused(0.0)
+    with pytest.raises(WrongError, match="changed: .*bias"):
+        refused(1.0)
