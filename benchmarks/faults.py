@@ -17,7 +17,18 @@ UNCHANGED = {"clone", "detach", "contiguous", "deepcopy", "copy", "sorted", "rev
 """Calls that a fault leaves out, for what they are called on."""
 UNSEEN = {"strict", "stacklevel", "help"}
 """Keywords that change no result."""
-UNSWAPPED = {"isinstance", "issubclass", "getattr", "hasattr", "setattr", "replace", "removeprefix", "get"}
+UNSWAPPED = {
+    "isinstance",
+    "issubclass",
+    "getattr",
+    "hasattr",
+    "setattr",
+    "replace",
+    "removeprefix",
+    "get",
+    "max",
+    "min",
+}
 
 
 @dataclass(frozen=True)
@@ -192,4 +203,5 @@ class Faults(ast.NodeVisitor):
         for i, keyword in enumerate(node.keywords):
             if keyword.arg not in UNSEEN:
                 self.put_field(node, keywords=node.keywords[:i] + node.keywords[i + 1 :])
-        self.generic_visit(node)
+        for part in (node.func, *node.args, *(k.value for k in node.keywords if k.arg not in UNSEEN)):
+            self.visit(part)
