@@ -6,6 +6,7 @@ import copy
 import pickle
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -98,3 +99,10 @@ def test_a_plan_of_another_architecture_is_stale():
     plan = timm_resize.plan_resize(stock("vit_tiny_patch16_224", depth=1), 96)
     with pytest.raises(timm_resize.StalePlanError):
         timm_resize.resize_(stock("levit_128s"), plan)
+
+
+def test_no_empty_record_is_made():
+    """A model built by its class has no record of a factory's arguments; a resize that has none to add leaves it so."""
+    model = timm.models.resnet.ResNet(timm.models.resnet.BasicBlock, (1, 1, 1, 1), channels=(8, 8, 8, 8))
+    timm_resize.resize_(model, 96)
+    assert "_model_args" not in vars(model)

@@ -51,7 +51,7 @@ def plan_vision_transformer_sam(model: VisionTransformerSAM, ctx: Context) -> Ch
 
 def _window(model: VisionTransformerSAM, ctx: Context, old: Size, new: Size) -> int:
     """Return the side of the windows; 0 for a model that has none."""
-    present = max((int(block.window_size) for block in model.blocks), default=0)
+    present = max(int(block.window_size) for block in model.blocks)
     given = ctx.size_option("window_size")
     if given is not None and not present:
         raise ResizeError(
