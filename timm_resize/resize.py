@@ -10,7 +10,7 @@ from typing_extensions import Unpack
 
 from timm_resize.core.apply import apply_plan
 from timm_resize.core.find import current_size, find_model
-from timm_resize.core.followers import Ema, Optimizers, several
+from timm_resize.core.followers import Ema, Optimizers, check_optimizer, several
 from timm_resize.core.hidden import parameters, refuse_shared
 from timm_resize.core.plan import ResizePlan
 from timm_resize.core.planner import nearest_valid, plan_to
@@ -69,6 +69,9 @@ def resize_(
         raise ResizeError(f"{name}: a plan takes no further options. Make the plan with them.", model=name)
     with resizing():
         plan = img_size if isinstance(img_size, ResizePlan) else plan_to(root, img_size, **options)
+        own = {id(param) for param in root.parameters()}
+        for one in several(optimizer):
+            check_optimizer(one, own)
         refuse_shared(root, parameters(root, plan), several(optimizer))
         remarks = apply_plan(root, plan, optimizer=optimizer, ema=ema, options=options, outer=model, grad=grad)
     return replace(plan, notes=(*plan.notes, *remarks)) if remarks else plan

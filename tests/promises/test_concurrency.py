@@ -13,7 +13,6 @@ import pytest
 import timm
 import torch
 from timm.models import _factory
-from torch import nn
 
 import timm_resize
 from tests.helpers.forks import in_forks
@@ -63,18 +62,16 @@ def test_install_and_uninstall_while_models_are_made():
     assert not hasattr(timm.models.levit.Levit, "set_input_size")
 
 
-class Waiting(nn.Module):
-    """A layer that stops in the middle of its first forward until it may go on."""
+class Waiting:
+    """A hook that stops a layer in the middle of its first forward until it may go on."""
 
     def __init__(self):
-        super().__init__()
         self.inside, self.go = threading.Event(), threading.Event()
 
-    def forward(self, x):
+    def __call__(self, module, args):
         if not self.inside.is_set():
             self.inside.set()
             assert self.go.wait(60)
-        return x
 
 
 @pytest.mark.parametrize("size", [(224, 224), (192, 160)], ids=["own size", "another"])
@@ -83,7 +80,7 @@ def test_what_goes_on_while_a_thread_runs_a_size(size):
     model = stock("swin_tiny_patch4_window7_224", depths=(1, 1, 1, 1), num_classes=2)
     alone = {s: resized(model, s)(image(s)) for s in (size, (96, 128), (128, 128))}
     layer, got = Waiting(), []
-    model.layers[1].blocks[0].norm1 = nn.Sequential(layer, model.layers[1].blocks[0].norm1)
+    model.layers[1].blocks[0].norm1.register_forward_pre_hook(layer)
     multi = timm_resize.MultiSize(model, max_bytes=0)  # the last used size alone is kept
 
     def forward():

@@ -163,7 +163,7 @@ def test_bad_checkpoints_change_nothing(tmp_path):
         ("broken", {}, "cannot be read"),
         ("weights", {"optimizer": optimizer}, "has no 'optimizer'. Leave it out"),
         ("both", {"ema": copy.deepcopy(model)}, "has no 'state_dict_ema'. Leave it out"),
-        ("both", {"optimizer": torch.optim.Adam([model.pos_embed])}, "is of 20 parameters, the optimizer has 1"),
+        ("both", {"optimizer": torch.optim.Adam([model.pos_embed])}, r"has groups of \[20\] parameters, th"),
     ):
         with pytest.raises(timm_resize.CheckpointError, match=text):
             timm_resize.resume_checkpoint(model, tmp_path / file, **kwargs)

@@ -91,7 +91,7 @@ def test_training_follows(name, caplog):
             ran.append(timm_resize.data_config(ema.module)["input_size"][1])
     assert ran == [64, 64, 96, 128, 128]
     assert calls == [((64, 64), 16), ((96, 96), 7), ((128, 128), 4)]
-    assert [r.message.split(",")[0] for r in caplog.records] == [
+    assert [r.message.split(",")[0] for r in caplog.records if r.message.startswith("epoch")] == [
         "epoch 0: image size 64x64",
         "epoch 2: image size 96x96",
         "epoch 3: image size 128x128",

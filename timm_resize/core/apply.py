@@ -15,7 +15,6 @@ from timm_resize.core.find import SIZE_TRAITS, current_size, model_handler
 from timm_resize.core.followers import (
     Ema,
     Optimizers,
-    check_optimizer,
     ema_writes,
     gradient_writes,
     optimizer_writes,
@@ -53,8 +52,6 @@ def apply_plan(
         maps: dict[nn.Parameter, Resample] = {}
         remarks: list[str] = []
         names = {} if optimizer is None else {id(p): name for name, p in root.named_parameters()}
-        for one in several(optimizer):
-            check_optimizer(one, names)
         writes = model_writes(root, plan, maps)
         if outer is not None and outer is not root:
             writes += _outer_writes(outer, plan)

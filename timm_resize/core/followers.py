@@ -71,12 +71,12 @@ def ema_writes(root: nn.Module, ema: nn.Module, plan: ResizePlan, options: Resiz
     return model_writes(average, its, {})
 
 
-def check_optimizer(optimizer: OptimizerLike, names: Mapping[int, str]) -> None:
-    """Raise ResizeError for what is no optimizer, or one of another model than that whose parameters `names` has."""
+def check_optimizer(optimizer: OptimizerLike, own: set[int]) -> None:
+    """Raise ResizeError for what is no optimizer, or one of none of the parameters whose ids are `own`."""
     kind = type(optimizer).__name__
     if not isinstance(getattr(optimizer, "state", None), Mapping) or not hasattr(optimizer, "param_groups"):
         raise ResizeError(f"optimizer={kind} is not an optimizer. Give one, or a list of them.", argument="optimizer")
-    if not any(id(param) in names for group in optimizer.param_groups for param in group["params"]):
+    if not any(id(param) in own for group in optimizer.param_groups for param in group["params"]):
         text = f"optimizer={kind} holds none of the model's parameters. Give the optimizer of this model."
         raise ResizeError(text, argument="optimizer")
 

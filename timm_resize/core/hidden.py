@@ -233,13 +233,15 @@ def _holders(root: nn.Module, params: list[nn.Parameter]) -> list[tuple[nn.Param
     return out
 
 
-def tied_elsewhere(modules: Walk, changed: dict[int, str], asked: set[str]) -> str:
-    """Return the error for a parameter that changes, and also is where no handler asked for it; '' for none."""
-    for path, module, _ in modules:
-        for name, param in module._parameters.items():
-            if id(param) in changed and (key := f"{path}.{name}".removeprefix(".")) not in asked:
-                return tied(changed[id(param)], key)
-    return ""
+def tied_elsewhere(modules: Walk, changed: Iterable[nn.Parameter], asked: set[str]) -> dict[str, nn.Module]:
+    """Return the modules, by path, that hold a parameter which changes, and for which no handler asked there."""
+    ids = set(map(id, changed))
+    return {
+        path: module
+        for path, module, _ in modules
+        for name, param in module._parameters.items()
+        if id(param) in ids and f"{path}.{name}".removeprefix(".") not in asked
+    }
 
 
 def tied(one: str, other: str) -> str:

@@ -43,10 +43,10 @@ def plan_request(root: nn.Module, request: Request) -> ResizePlan:
     modules = walk(root)
     refuse_state(root, modules)
     try:
-        plan = _plan(root, request, old, new, modules)
+        plan, tied = _plan(root, request, old, new, modules)
     except Invalid as refusal:
         raise _refused(root, request, new, str(refusal)) from None
-    odd = strangers(root, modules)
+    odd = {**strangers(root, modules), **tied}
     return _dry_run(root, request, plan, odd) if odd else plan
 
 
@@ -63,7 +63,7 @@ def _dry_run(root: nn.Module, request: Request, plan: ResizePlan, odd: dict[str,
     if plan.old_size is not None and 0.7 < h * w / math.prod(plan.old_size) < 1.4 and plan.new_size != plan.old_size:
         # there may be as many tokens as before, at other places: whoever counts them is found at another size
         plans += [
-            _plan(root, request, plan.old_size, s, walk(root))
+            _plan(root, request, plan.old_size, s, walk(root))[0]
             for s in nearest_valid(root, request, (2 * h, 2 * w), clean=False)[:1]
         ]
     try:
@@ -82,7 +82,10 @@ def _dry_run(root: nn.Module, request: Request, plan: ResizePlan, odd: dict[str,
     return plan
 
 
-def _plan(root: nn.Module, request: Request, old: Size | None, new: Size, modules: Walk) -> ResizePlan:
+def _plan(
+    root: nn.Module, request: Request, old: Size | None, new: Size, modules: Walk
+) -> tuple[ResizePlan, dict[str, nn.Module]]:
+    """Return the plan, and the modules that a parameter which changes is tied to, by path."""
     handler, changes, asked = root_handler(root), dict[str, Change](), set[str]()
     for view in unwrap(root, modules):
         ctx = Context(root, request, old, new, view)
@@ -95,14 +98,13 @@ def _plan(root: nn.Module, request: Request, old: Size | None, new: Size, module
             "Write one with @timm_resize.register.",
             model=type(root).__name__,
         )
-    changed = {id(param): key for key, param in parameters(root, changes.values()).items()}
-    if changed and (text := tied_elsewhere(modules, changed, asked | changes.keys())):
-        raise UnsupportedModelError(f"{type(root).__name__}: {text}", model=type(root).__name__)
+    changed = parameters(root, changes.values()).values()
+    tied = tied_elsewhere(modules, changed, asked | changes.keys()) if changed else {}
     every = list(changes.values())
     for module in (ctx.root, *ctx.models):
         every += _bookkeeping(ctx, module, new)
     notes = (*ctx.notes, *memory_note(root, every))
-    return ResizePlan(type(root).__name__, old, new, tuple(every), notes, tuple(ctx.warnings))
+    return ResizePlan(type(root).__name__, old, new, tuple(every), notes, tuple(ctx.warnings)), tied
 
 
 def _changes(ctx: Context, handler: Handler | None) -> Iterator[Change]:

@@ -48,7 +48,7 @@ GEOMETRY = (
 FACTORY = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "scriptable", "exportable", "no_jit")
 """Keywords of `timm.create_model` that are not the model's."""
 
-NOT_BUILT = (AssertionError, IndexError, RuntimeError, TypeError, ValueError, ZeroDivisionError)
+NOT_BUILT = (AssertionError, LookupError, RuntimeError, TypeError, ValueError, ZeroDivisionError)
 """What stock's constructors raise at a size that they do not expect, our errors among them."""
 
 fast_init_settings: list[bool] = []

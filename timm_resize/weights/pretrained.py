@@ -67,9 +67,9 @@ class PretrainedLoader:
             nonlocal read
             read = True
             root = find_model(model)
-            built = windows_of(root.state_dict(keep_vars=True), root)
+            built = _windows(root)
             filtered = _filtered_at_source(filter_fn, self.sizes, self.source_size, state_dict, model)
-            if built != windows_of(root.state_dict(keep_vars=True), root):
+            if built != _windows(root):
                 self.windows = built
             return filtered
 
@@ -105,6 +105,14 @@ class PretrainedLoader:
             yield
         finally:
             del model.load_state_dict
+
+
+def _windows(root: nn.Module) -> tuple[Size, ...] | None:
+    """Return the windows of each stage as a model's own tables have them, None for a model that has none to set."""
+    handler = model_handler(root)
+    if handler is None or "window_size" not in handler.options:
+        return None
+    return windows_of(root.state_dict(keep_vars=True), root)
 
 
 def from_jax(root: nn.Module) -> bool:
