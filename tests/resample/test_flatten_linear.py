@@ -133,3 +133,12 @@ def test_a_model_inside(name):
     assert {c.key for c in plan} >= {f"encoder.{c.key}" for c in inner}
     assert net.encoder._traits == alone._traits
     assert (net.encoder._model_args, net.fc.in_features) == (alone._model_args, 512 * 2 * 3)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_a_smaller_map_is_read_enlarged_as_asked(mode):
+    """By the interpolation asked for: what the old weight says of the map that torch enlarges."""
+    weight, small = torch.randn(5, 2 * 36, dtype=torch.float64), torch.randn(1, 2, 3, 3, dtype=torch.float64)
+    new = flatten_linear((6, 6), (3, 3), channels=2, mode=mode, antialias=False)(weight)
+    enlarged = F.interpolate(small, size=(6, 6), mode=mode)
+    torch.testing.assert_close(small.flatten(1) @ new.T, enlarged.flatten(1) @ weight.T)

@@ -267,13 +267,13 @@ class Odd(nn.Module):
         self.fc = nn.Linear(8, num_classes)
 
 
-@register_model
 def odd_model(pretrained=False, **kwargs):
     return build_model_with_cfg(Odd, "odd_model", pretrained, **kwargs)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _unregister():
+@pytest.fixture(autouse=True)
+def _registered():
+    register_model(odd_model)
     yield
     _model_entrypoints.pop("odd_model")
     _module_to_models[_model_to_module.pop("odd_model")].discard("odd_model")

@@ -9,6 +9,7 @@ import warnings
 import pytest
 import torch
 from safetensors.torch import save_file
+from timm.layers import resample_patch_embed
 from torch.nn.utils import prune
 
 import timm_resize
@@ -128,3 +129,13 @@ def test_a_pruned_model_is_not_another_model():
         timm_resize.UnsupportedModelError, match=re.escape("Call torch.nn.utils.prune.remove(module, 'p")
     ):
         timm_resize.resize_state_dict(saved.state_dict(), target)
+
+
+def test_a_mixer_of_another_patch_size():
+    """A stem's patches are read from its projection, as a ViT's are from its patch embedding."""
+    small, target = (stock("mixer_s32_224", num_classes=2) for _ in range(2))
+    redraw_(small)
+    timm_resize.resize_(small, 112, patch_size=16)
+    got = timm_resize.resize_state_dict(small.state_dict(), target, source=112)
+    assert small.stem.proj.weight.shape[2:] == (16, 16)
+    torch.testing.assert_close(got["stem.proj.weight"], resample_patch_embed(small.stem.proj.weight.detach(), (32, 32)))
