@@ -163,7 +163,7 @@ class Context(Tensors):
         A wrapper keeps only the stages that its features need, so the list may end early.
         """
         if name in owner._modules:
-            return list(owner.get_submodule(name).children())
+            return list(owner.get_submodule(name)._modules.values())  # children() leaves out what is there twice
         flat = {k: m for k, m in owner._modules.items() if k.startswith(f"{name}_") and k[len(name) + 1 :].isdigit()}
         return [m for _, m in sorted(flat.items(), key=lambda kv: int(kv[0][len(name) + 1 :])) if m is not None]
 

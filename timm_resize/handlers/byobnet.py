@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from timm_resize.core.context import Changes, Context, Rebuild
 from timm_resize.core.registry import register
 from timm_resize.geometry import Size, divisible, floor_div, text
-from timm_resize.handlers.layers.conv_size import SPATIAL, map_size
+from timm_resize.handlers.layers.conv_size import SPATIAL, map_size, parts
 from timm_resize.handlers.size_free import check_forward
 from timm_resize.resample import AxisMap, Resample
 from timm_resize.resample.sampling import sample_matrix
@@ -59,7 +59,7 @@ def plan_byobnet(model: ByobNet, ctx: Context) -> Changes:
     if any(isinstance(m, (RepVggBlock, MobileOneBlock)) for m in model.modules()):
         check_forward(model, ctx)  # parallel branches, which `_follow` does not know; no attention in stock's
         return
-    layers = [m for name, m in model.named_children() if name not in ("head", "global_pool")]  # also of a wrapper
+    layers = [m for name, m in parts(model) if name not in ("head", "global_pool")]  # also of a wrapper
     size = ctx.new_size
     for layer in layers:
         size = yield from _follow(layer, ctx, size)
@@ -89,7 +89,7 @@ def _follow(module: nn.Module, ctx: Context, size: Size) -> Changes:
     elif isinstance(module, SPATIAL):
         size = map_size(module, size)
     else:
-        for child in module.children():
+        for _, child in parts(module):
             size = yield from _follow(child, ctx, size)
     if min(size) < 1:
         ctx.invalid(f"leaves no map for {ctx.path(module)}")
@@ -102,7 +102,7 @@ def _residual(block: BottleneckBlock, ctx: Context, size: Size) -> Changes:
     Channel attention (`attn`, `attn_last`) computes on pooled maps and gives the map back as it was.
     """
     main = size
-    for name, child in block.named_children():
+    for name, child in parts(block):
         channel = name in ("attn", "attn_last") and not isinstance(child, ATTENTION)
         if name != "shortcut" and not channel:
             main = yield from _follow(child, ctx, main)

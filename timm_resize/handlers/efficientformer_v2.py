@@ -8,7 +8,7 @@ from torch import nn
 from timm_resize.core.context import Changes, Context
 from timm_resize.core.registry import register
 from timm_resize.geometry import Size, divisible, text
-from timm_resize.handlers.layers.conv_size import map_size
+from timm_resize.handlers.layers.conv_size import map_size, parts
 from timm_resize.handlers.layers.offset_bias import resize_offset_bias
 
 
@@ -23,7 +23,7 @@ from timm_resize.handlers.layers.offset_bias import resize_offset_bias
 def plan_efficientformer_v2(model: EfficientFormerV2, ctx: Context) -> Changes:
     """Follow the map through stem and stages, whose convolutions all round up."""
     size = ctx.new_size
-    for name, part in model.named_children():
+    for name, part in parts(model):
         if name == "stem" or name.startswith("stem_"):  # a feature wrapper flattens the stem
             size = map_size(part, size)
     for stage in ctx.sequence(model, "stages"):

@@ -10,7 +10,7 @@ from torch import nn
 from timm_resize.core.context import Changes, Context
 from timm_resize.core.registry import register
 from timm_resize.geometry import Size, ceil_div
-from timm_resize.handlers.layers.conv_size import map_size
+from timm_resize.handlers.layers.conv_size import map_size, parts
 from timm_resize.handlers.layers.offset_bias import resize_offset_bias
 
 _SMALL = dict(embed_dim=(32, 48, 64), key_dim=8, num_heads=(2, 3, 4), depth=(1, 1, 1))
@@ -61,15 +61,15 @@ def _stem(model: nn.Module, ctx: Context) -> tuple[nn.Module, Callable[[Size], S
 
     A feature wrapper may have flattened the stem to `stem_*`.
     """
-    parts = [m for name, m in model.named_children() if name == "stem" or name.startswith("stem_")]
-    if any(list(p.parameters()) and not isinstance(p, (Stem8, Stem16, ConvNorm)) for p in parts):
-        first = next(m for part in parts for m in part.modules() if isinstance(m, nn.Conv2d))
-        grid = ctx.output_size(*parts, channels=first.in_channels)  # a stem_backbone of the user's
-        return parts[0], lambda size: grid if size == ctx.new_size else (0, 0)
+    stem = [m for name, m in parts(model) if name == "stem" or name.startswith("stem_")]
+    if any(list(p.parameters()) and not isinstance(p, (Stem8, Stem16, ConvNorm)) for p in stem):
+        first = next(m for part in stem for m in part.modules() if isinstance(m, nn.Conv2d))
+        grid = ctx.output_size(*stem, channels=first.in_channels)  # a stem_backbone of the user's
+        return stem[0], lambda size: grid if size == ctx.new_size else (0, 0)
 
     def after(size: Size) -> Size:
-        for part in parts:
+        for part in stem:
             size = map_size(part, size)
         return size
 
-    return parts[0], after
+    return stem[0], after

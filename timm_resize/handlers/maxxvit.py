@@ -23,7 +23,7 @@ from timm_resize.core.context import Changes, Context
 from timm_resize.core.registry import register
 from timm_resize.errors import ResizeError
 from timm_resize.geometry import Size, divisible, floor_div, short, text
-from timm_resize.handlers.layers.conv_size import map_size
+from timm_resize.handlers.layers.conv_size import map_size, parts
 
 Block: TypeAlias = MbConvBlock | ConvNeXtBlock | TransformerBlock2d | MaxxVitBlock | ParallelMaxxVitBlock
 
@@ -151,7 +151,7 @@ def _branches(block: Block, size: Size) -> tuple[Size, Size]:
     shortcut = size
     for step in steps:
         shortcut = map_size(step.shortcut, size)
-        for name, child in step.named_children():
+        for name, child in parts(step):
             if name != "shortcut":
                 size = map_size(child, size)
         if shortcut != size:

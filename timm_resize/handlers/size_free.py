@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 from timm import models
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from timm_resize.core.context import SIZE_ERRORS, Changes, Context
 from timm_resize.core.registry import register
 from timm_resize.geometry import ceil_div, divisible, text
+from timm_resize.handlers.layers.conv_size import parts
 
 SMALLEST_SURE = 64
 """Pixels of a side from which on every `forward` rule holds without a try."""
@@ -189,9 +191,7 @@ def plan_resnet(model: models.ResNet, ctx: Context) -> Changes:
     """
     antialias = [m for name, m in model.named_modules() if name.endswith("aa") and not isinstance(m, nn.Identity)]
     if any(isinstance(m, nn.AvgPool2d) for m in antialias):
-        names = [name for name, _ in model.named_children()]
-        first = next(i for i, name in enumerate(names) if name.startswith("layer"))
-        stem = list(model.children())[:first]
+        stem = [part for _, part in takewhile(lambda named: not named[0].startswith("layer"), parts(model))]
         size = ctx.output_size(*stem, channels=_first_conv(*stem).in_channels)
         if min(size) < 8 or not divisible(size, 8):
             ctx.invalid(

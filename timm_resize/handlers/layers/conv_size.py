@@ -24,7 +24,7 @@ def map_size(layer: nn.Module | None, size: Size) -> Size:
     if layer is None:
         return size
     if not isinstance(layer, SPATIAL):
-        for child in layer.children():
+        for _, child in parts(layer):
             size = map_size(child, size)
         return size
     if isinstance(layer, _SAME):
@@ -39,6 +39,11 @@ def map_size(layer: nn.Module | None, size: Size) -> Size:
     )
     h, w = (_side(*side, bool(getattr(layer, "ceil_mode", False))) for side in sides)
     return h, w
+
+
+def parts(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return a module's children by name, in order, also one that is there twice, as `named_children` does not."""
+    return [(name, child) for name, child in module._modules.items() if child is not None]
 
 
 _SAME = (Conv2dSame, AvgPool2dSame, MaxPool2dSame)
