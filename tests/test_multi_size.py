@@ -278,6 +278,16 @@ def test_what_holds_a_model_is_run_whole(train):
         assert all(p.grad is not None for p in model.parameters())
 
 
+def test_a_compiled_model_inside_is_run_at_each_size():
+    """What `torch.compile` made runs the model that it compiled; a size's own stands in its place."""
+    model = redraw_(timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=10)).eval()
+    net, resized = Scored(torch.compile(model, backend="eager")), copy.deepcopy(model)
+    timm_resize.resize_(resized, 96)
+    x = torch.randn(1, 3, 96, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(timm_resize.MultiSize(net)(x), net.score(resized(x)))
+
+
 def test_the_models_public_attributes_pass_through():
     """What training loops ask a model for: configuration, classes, groups, features; what neither has is an error."""
     model = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=3)

@@ -149,7 +149,8 @@ class MultiSize(nn.Module):
         if root is self._root:
             return self.model
         parts = self._path.split(".") if self._path else []
-        for i in reversed(range(len(parts))):
+        inside = [i for i in range(len(parts)) if parts[i] != "_orig_mod"]  # torch.compile runs what it compiled
+        for i in reversed(inside):
             holder = shallow_copy(self.model.get_submodule(".".join(parts[:i])))
             holder._modules[parts[i]] = root
             root = holder
