@@ -139,3 +139,23 @@ def test_a_mixer_of_another_patch_size():
     got = timm_resize.resize_state_dict(small.state_dict(), target, source=112)
     assert small.stem.proj.weight.shape[2:] == (16, 16)
     torch.testing.assert_close(got["stem.proj.weight"], resample_patch_embed(small.stem.proj.weight.detach(), (32, 32)))
+
+
+def test_a_pretrained_file_of_another_patch_size_gives_the_model_asked_for():
+    """As by `resize_state_dict`: the file's patches are resampled to those of the architecture."""
+    saved, into = at(96), at(160)
+    timm_resize.resize_(saved, 48, patch_size=8)
+    overlay = {"state_dict": saved.state_dict(), "num_classes": 2}
+    built = timm_resize.create_model(
+        "vit_tiny_patch16_224",
+        pretrained=True,
+        pretrained_cfg_overlay=overlay,
+        img_size=160,
+        source_size=48,
+        depth=1,
+        num_classes=2,
+    )
+    want = timm_resize.resize_state_dict(saved.state_dict(), into, source=48)
+    assert built.patch_embed.patch_size == (16, 16)
+    for key, value in built.state_dict().items():
+        torch.testing.assert_close(value, want[key])

@@ -254,8 +254,11 @@ def _loaded(
                 return source.build(True, **{**source.saved, **wanted}), {}
         raise
     adopt_(find_model(model))
-    windows = {"window_size": loader.windows} if wanted and loader.windows is not None else {}  # as it was built
-    return model, {**windows, **{k: v for k, v in wanted.items() if k != "img_size"}}
+    built = {"window_size": loader.windows, "patch_size": loader.patch} if wanted else {}
+    return model, {
+        **{k: v for k, v in built.items() if v is not None},
+        **{k: v for k, v in wanted.items() if k != "img_size"},
+    }
 
 
 def _native_size(name: str) -> dict[str, Any]:

@@ -19,10 +19,10 @@ from timm_resize.core.find import current_size, find_model, model_handler
 from timm_resize.core.planner import plan_request
 from timm_resize.core.request import make_request
 from timm_resize.errors import CheckpointError
-from timm_resize.geometry import Size
+from timm_resize.geometry import Size, SizeLike
 from timm_resize.weights.names import Filter, Names, computed
 from timm_resize.weights.provenance import checkpoint_file, recorded_size
-from timm_resize.weights.source import Geometry, check_given, source_geometry, windows_of
+from timm_resize.weights.source import Geometry, check_given, patch_size, source_geometry, windows_of
 from timm_resize.weights.state_dict import check_covers, check_fits, check_values
 
 UNREADABLE = (RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError)
@@ -42,6 +42,7 @@ class PretrainedLoader:
 
     Attributes:
         windows: Those that the model was built with, where the file's tables have others; None where they are the same.
+        patch: Likewise the patch size.
         misfit: The error where the file's tensors are not the model's; stock's filter may still fit them.
     """
 
@@ -50,6 +51,7 @@ class PretrainedLoader:
         self.source_size = source_size
         self.assign = assign
         self.windows: tuple[Size, ...] | None = None
+        self.patch: SizeLike | None = None
         self.misfit: CheckpointError | None = None
 
     def __call__(self, model: nn.Module, *args: object, filter_fn: Filter | None = None, **kwargs: object) -> None:
@@ -67,10 +69,12 @@ class PretrainedLoader:
             nonlocal read
             read = True
             root = find_model(model)
-            built = _windows(root)
+            built, patch = _windows(root), patch_size(root)
             filtered = _filtered_at_source(filter_fn, self.sizes, self.source_size, state_dict, model)
             if built != _windows(root):
                 self.windows = built
+            if patch != patch_size(root):
+                self.patch = patch
             return filtered
 
         with self._checked(model):
