@@ -303,6 +303,17 @@ def test_sizes_that_one_scale_a_branch_cannot_give(size, tmp_path):
             assert torch.equal(again(image(size)), model(image(size)))
 
 
+def test_a_patch_size_that_stocks_constructor_does_not_take(tmp_path):
+    """Registered mixers pass theirs twice, so stock opens none with another; we open it with the one it has."""
+    model = redraw_(stock("mixer_s32_224", mlp_ratio=(0.125, 0.25), num_classes=2))
+    timm_resize.resize_(model, (96, 128), patch_size=8)
+    save_pretrained(model, tmp_path)
+    for asked in ({}, {"img_size": (96, 128)}):
+        again = timm_resize.create_model(f"local-dir:{tmp_path}", pretrained=True, **asked).eval()
+        with torch.no_grad():
+            assert torch.equal(again(image((96, 128))), model(image((96, 128))))
+
+
 def vit(**kwargs):
     return timm_resize.create_model("vit_tiny_patch16_224", img_size=96, depth=1, **kwargs).eval()
 

@@ -254,11 +254,10 @@ def _loaded(
                 return source.build(True, **{**source.saved, **wanted}), {}
         raise
     adopt_(find_model(model))
+    # as the architecture has them, but for what a folder says that it was saved with
     built = {"window_size": loader.windows, "patch_size": loader.patch} if wanted else {}
-    return model, {
-        **{k: v for k, v in built.items() if v is not None},
-        **{k: v for k, v in wanted.items() if k != "img_size"},
-    }
+    kept = {k: v for k, v in built.items() if v is not None and k not in source.saved}
+    return model, {**kept, **{k: v for k, v in wanted.items() if k != "img_size"}}
 
 
 def _native_size(name: str) -> dict[str, Any]:
