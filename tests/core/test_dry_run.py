@@ -230,3 +230,62 @@ def test_a_square_weight_that_is_used_otherwise(cls):
     else:
         timm_resize.resize_(model, 160)
         assert torch.equal(layer.weight, token_matrix((14, 14), (10, 10))(plain.weight.detach()))
+
+
+class Plain(nn.Module):
+    """A network of torch's layers; `last` gives its logits from a map."""
+
+    def __init__(self, last):
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 4, 4, 4), last
+
+    def forward(self, x):
+        return self.last(self.conv(x))
+
+
+class Cut(nn.Module):
+    """Adds as many positions as there are tokens, of a table that is long enough for 128 px."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(1024, 4))
+
+    def forward(self, x):
+        x = x.flatten(2).mT
+        return (x + self.table[: x.shape[1]]).mean(1)
+
+
+def test_a_network_of_any_size_needs_no_handler():
+    """A class that nobody wrote a handler for is accepted where it runs at the size and at a large one; kept bits."""
+    net = Plain(nn.AdaptiveAvgPool2d(1)).eval()
+    before, x = {k: v.clone() for k, v in net.state_dict().items()}, image((96, 160))
+    want = net(x)
+    plan = timm_resize.resize_(net, (96, 160))
+    assert plan.tensors == ()
+    assert torch.equal(net(x), want)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert timm_resize.plan_resize(net, 64).old_size == (96, 160)
+
+
+@pytest.mark.parametrize(
+    ("last", "said"),
+    [
+        (Cut(), "last, a Cut, fails"),  # it would run at 32 px, with the positions of a map as wide as 128 px
+        (nn.Sequential(nn.Flatten(), nn.Linear(256, 2)), "last.1, a Linear, fails"),  # it runs at 32 px alone
+    ],
+)
+def test_state_of_a_size_without_handler_is_refused(last, said):
+    """What cuts a table to length, or flattens a map, is no network of any size."""
+    with pytest.raises(timm_resize.UnsupportedModelError, match="no handler") as caught:
+        timm_resize.plan_resize(Plain(last), 32)
+    assert said in str(caught.value)
+    assert "timm_resize.infer" in str(caught.value)
+
+
+def test_a_network_without_handler_names_sizes_that_pass():
+    """One with a smallest size says which is near."""
+    net = Plain(nn.Sequential(nn.AvgPool2d(3), nn.AdaptiveAvgPool2d(1)))
+    with pytest.raises(timm_resize.InvalidSizeError, match="Use 12"):
+        timm_resize.plan_resize(net, 8)
+    with pytest.raises(timm_resize.UnsupportedModelError, match="no option but img_size"):
+        timm_resize.plan_resize(net, 64, patch_size=8)

@@ -30,9 +30,10 @@ def strangers(root: nn.Module, modules: Walk) -> dict[str, nn.Module]:
     """Return the modules, by path, of classes that no handler was written for, or whose forward was replaced."""
     own = handler_for(type(root))
     home = own.cls.__module__ if own is not None and own.cls is type(root) else ""  # whose parts its author knows
+    stock = STOCK if own is None or own.size is None else (*STOCK, home.split(".")[0])
 
     def is_known(cls: type) -> bool:
-        if cls.__module__.split(".")[0] in STOCK or cls.__module__ == home:
+        if cls.__module__.split(".")[0] in stock or cls.__module__ == home:
             return True
         handler = handler_for(cls)
         return handler is not None and handler.cls is cls
@@ -98,6 +99,11 @@ def _is_linear(layer: nn.Linear) -> bool:
 
 class CannotRun(Exception):  # noqa: N818  (a signal to the planner)
     """Raised where a model takes no image alone, or computes with values that a run without values has not."""
+
+
+def failure(root: nn.Module, size: Size) -> str:
+    """Return where a model as it is fails on an image of `size`, and why; '' where it does not."""
+    return _run(root, None, size, {})
 
 
 def _run(root: nn.Module, plan: ResizePlan | None, size: Size, odd: dict[str, nn.Module]) -> str:

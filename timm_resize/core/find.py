@@ -158,6 +158,9 @@ def _origin_handler(architecture: str) -> Handler | None:
 
 def current_size(root: nn.Module) -> Size | None:
     """Return the model's image size (H, W): as recorded, as its patch embedding has it, or as pretrained."""
+    handler = handler_for(type(root))
+    if handler is not None and handler.size is not None:
+        return handler.size(root)
     traits = getattr(root, "_traits", None) or {}
     embed = getattr(root, "patch_embed", None) or getattr(root, "stem", None)
     config = getattr(root, "pretrained_cfg", None) or {}

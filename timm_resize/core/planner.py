@@ -12,7 +12,7 @@ from torch import nn
 from typing_extensions import Unpack
 
 from timm_resize.core.context import Context, Invalid, check_options
-from timm_resize.core.dry_run import CannotRun, misfit, other_linear, strangers
+from timm_resize.core.dry_run import CannotRun, failure, misfit, other_linear, strangers
 from timm_resize.core.find import TRAIT, Walk, current_size, refuse_state, root_handler, walk
 from timm_resize.core.hidden import parameters, tied_elsewhere, unwrap
 from timm_resize.core.memory import memory_note
@@ -92,12 +92,6 @@ def _plan(
         for change in _changes(ctx, handler):
             changes.setdefault(change.key, change)
         asked |= ctx._asked
-    if handler is None and not ctx._visited:
-        raise UnsupportedModelError(
-            f"{type(root).__name__}: no handler for this class nor for any layer in it. "
-            "Write one with @timm_resize.register.",
-            model=type(root).__name__,
-        )
     changed = parameters(root, changes.values()).values()
     tied = tied_elsewhere(modules, changed, asked | changes.keys()) if changed else {}
     every = list(changes.values())
@@ -115,6 +109,38 @@ def _changes(ctx: Context, handler: Handler | None) -> Iterator[Change]:
     if handler is not None:
         yield from ctx._run(handler, ctx.root)
     yield from ctx.visit_rest()
+    if handler is None and not ctx._visited:
+        _check_size_free(ctx)
+
+
+LARGE = 2048
+"""Pixels along the shorter side at which a model without handlers is tried, beside the size asked for."""
+
+
+def _check_size_free(ctx: Context) -> None:
+    """Refuse a model without handlers that does not run, without values, at the new size and at a large one.
+
+    At the large one it shows state of a size of its own, such as a table of positions that forward cuts to length.
+    """
+    (h, w), name = ctx.new_size, type(ctx.root).__name__
+    times = -(-LARGE // min(h, w))
+    asked = {**ctx.request.options, "patch_size": ctx.request.patch_size}
+    try:
+        if any(value is not None for value in asked.values()):
+            failed = "no option but img_size is for it"
+        else:
+            failed = failure(ctx.root, (times * h, 2 * times * w))
+    except CannotRun as why:
+        failed = str(why)
+    if failed:
+        raise UnsupportedModelError(
+            f"{name}: no handler for this class nor for any layer in it, and it does not take images of any size as it "
+            f"is: {failed}. Let timm_resize.infer find what depends on the size, or write a handler with "
+            "@timm_resize.register.",
+            model=name,
+        )
+    if failed := failure(ctx.root, (h, w)):
+        ctx.invalid(f"does not pass: {failed}")
 
 
 def shapes_at(
@@ -146,9 +172,11 @@ def _bookkeeping(ctx: Context, root: nn.Module, new: Size) -> list[Change]:
     key of our own, since timm would export the other as a constructor argument.
     """
     handlers_record = ctx.model_args if root is not ctx.root or not ctx.models else {}
+    handler = root_handler(root)
+    if handler is not None and handler.size is not None:
+        return []
     traits = dict(getattr(root, "_traits", {}))
     args = dict(getattr(root, "_model_args", {}))
-    handler = root_handler(root)
     if takes_img_size(handler.cls if handler else type(root)):
         traits["img_size"] = new
         args.update(handlers_record, img_size=new)

@@ -17,13 +17,21 @@ from torch import nn
 from timm_resize.core.locks import Lock
 from timm_resize.core.plan import Change
 from timm_resize.errors import ResizeError
+from timm_resize.geometry import Size
 
 PACKAGE = "timm_resize.handlers"
 """Package whose modules register our own handlers, and group of the entry points that name those of others."""
 
+LIBRARIES = f"{PACKAGE}.libraries"
+"""Handlers for models of other libraries: `<library>.<last part of the name of the module that has the classes>`.
+
+Each file is imported when a class of that module is first met, so a library that nobody uses is not imported.
+"""
+
 Plan = Callable[..., Generator[Change, None, object]]
 P = TypeVar("P", bound=Plan)
 Examples = Mapping[str, Mapping[str, object]]
+SizeOf = Callable[..., Size | None]
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,7 @@ class Handler:
             checks too.
         examples: Small registered models of this class, one per distinct configuration, with keywords that make
             them smaller still; tests and docs run them.
+        size: Of a whole model that is not timm's: gives a model's present image size (H, W), None when it has none.
     """
 
     cls: type[nn.Module]
@@ -51,11 +60,12 @@ class Handler:
     options: tuple[str, ...] = ()
     guarded: bool = False
     examples: Examples = field(default_factory=dict, hash=False)
+    size: SizeOf | None = None
 
     @property
     def is_model(self) -> bool:
         """Whether this is a whole model rather than a layer."""
-        return is_model_class(self.cls)
+        return self.size is not None or is_model_class(self.cls)
 
     @functools.cached_property
     def keywords(self) -> frozenset[str]:
@@ -96,6 +106,7 @@ class Registry:
         self._writing = Lock()
         # Two locks, as whoever registers may hold the import lock of a module that an entry point names.
         self._own, self._others = _Once(_import_own), _Once(self._import_others)
+        self._met: frozenset[str] = frozenset()  # modules whose classes have their handlers, if there are any
 
     def register(
         self,
@@ -106,6 +117,7 @@ class Registry:
         options: tuple[str, ...] = (),
         guarded: bool = False,
         examples: Examples | None = None,
+        size: SizeOf | None = None,
     ) -> Callable[[P], P]:
         """Register a handler for one or more module classes, layers or whole models.
 
@@ -123,6 +135,8 @@ class Registry:
             guarded: Whether the handler yields `ctx.guard`, or empties a cache.
             examples: Small registered models of this class and keywords that shrink them, for tests and docs. A
                 whole model with `state` must give them; {} for one that `timm.create_model` does not build.
+            size: For a whole model that is not timm's: `model -> (H, W)` or None, its image size as it stands. The
+                handler keeps that right by its own changes, as nothing else is recorded in such a model.
 
         Raises:
             ResizeError: Not a module class, one that has a handler already, a whole model with `state` but without
@@ -133,7 +147,7 @@ class Registry:
         for cls in classes:
             if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
                 raise ResizeError(f"register: {cls!r} is not a torch.nn.Module class. Use @register(MyLayer).")
-            if state and examples is None and is_model_class(cls):
+            if state and examples is None and size is None and is_model_class(cls):
                 raise ResizeError(
                     f"register({cls.__name__}): examples is missing, and the whole model has state={state!r}. Use "
                     "examples={'registered_name': {'depth': 1}}, or {} where timm.create_model does not build it."
@@ -145,7 +159,7 @@ class Registry:
             _check_signature(classes, plan)
             if not plan.__module__.startswith(f"{PACKAGE}."):
                 self._own()  # or a class that we have a handler for would be taken now, and be a double later
-            rest = (state, method, sizes, tuple(options), guarded, dict(examples or {}))
+            rest = (state, method, sizes, tuple(options), guarded, dict(examples or {}), size)
             with self._writing:
                 for cls in classes:
                     if cls in self._handlers:
@@ -192,12 +206,21 @@ class Registry:
         try:
             yield
         finally:
-            with self._writing:
-                self._handlers = before
+            with self._writing:  # those of a library that was first met inside stay
+                late = {c: h for c, h in self._handlers.items() if h.plan.__module__.startswith(f"{LIBRARIES}.")}
+                self._handlers = {**late, **before}
 
     def handler_for(self, cls: type) -> Handler | None:
-        """Return the handler of the nearest class in the MRO, None when there is none."""
+        """Return the handler of the nearest class in the MRO, None when there is none.
+
+        Raises:
+            ResizeError: Handlers for that class's module cannot be loaded with the version of its library at hand.
+        """
         self.load()
+        for base in cls.__mro__:
+            if base.__module__ not in self._met:
+                _import_library(base.__module__)
+                self._met |= {base.__module__}
         known = self._handlers
         return next((known[c] for c in cls.__mro__ if c in known), None)
 
@@ -248,7 +271,30 @@ class _Once:
 def _import_own() -> None:
     package = importlib.import_module(PACKAGE)
     for info in pkgutil.walk_packages(package.__path__, f"{PACKAGE}."):
-        importlib.import_module(info.name)
+        if not info.name.startswith(f"{LIBRARIES}."):
+            importlib.import_module(info.name)
+
+
+@functools.cache
+def _libraries() -> frozenset[str]:
+    """Return the names of the files that teach other libraries' modules."""
+    package = importlib.import_module(LIBRARIES)
+    return frozenset(info.name for info in pkgutil.walk_packages(package.__path__, f"{LIBRARIES}."))
+
+
+def _import_library(module: str) -> None:
+    """Import the file for a module of another library, if there is one."""
+    library, _, rest = module.partition(".")
+    name = f"{LIBRARIES}.{library}.{rest.rpartition('.')[-1]}"
+    if name not in _libraries():
+        return
+    try:
+        importlib.import_module(name)
+    except (ImportError, AttributeError) as error:
+        raise ResizeError(
+            f"{name}, the handlers for {module}, cannot be loaded: {error}. Install the version of {library} that "
+            "docs/coverage.md names, or resize its models with a handler of your own."
+        ) from error
 
 
 def _check_signature(classes: tuple[type, ...], plan: Plan) -> None:
