@@ -223,3 +223,15 @@ def skipped(*, enabled: bool = True) -> Iterator[None]:
     with _RawAccess(deferred), deferred:
         yield
     deferred.finish()
+
+
+@contextmanager
+def dropped() -> Iterator[Callable[[Tensor], None]]:
+    """Within, this thread draws no initial values, and none is drawn at the end: for a model that is to be looked at.
+
+    Yields:
+        What gives one tensor its values all the same.
+    """
+    deferred = Deferred()
+    with _RawAccess(deferred), deferred:
+        yield deferred.compute
