@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -17,7 +17,7 @@ from timm_resize.core.find import TRAIT, Walk, current_size, refuse_state, root_
 from timm_resize.core.hidden import parameters, tied_elsewhere, unwrap
 from timm_resize.core.memory import memory_note
 from timm_resize.core.plan import MISSING, Change, ResizePlan, same_value
-from timm_resize.core.registry import Handler
+from timm_resize.core.registry import Handler, handler_for
 from timm_resize.core.request import Request, ResizeOptions, make_request, nothing_asked
 from timm_resize.errors import InvalidSizeError, ResizeError, UnsupportedModelError
 from timm_resize.geometry import Size, SizeLike, short
@@ -46,7 +46,7 @@ def plan_request(root: nn.Module, request: Request) -> ResizePlan:
         plan, tied = _plan(root, request, old, new, modules)
     except Invalid as refusal:
         raise _refused(root, request, new, str(refusal)) from None
-    odd = {**strangers(root, modules), **tied}
+    odd = {} if tied is None else {**strangers(root, modules), **tied}
     return _dry_run(root, request, plan, odd) if odd else plan
 
 
@@ -84,8 +84,8 @@ def _dry_run(root: nn.Module, request: Request, plan: ResizePlan, odd: dict[str,
 
 def _plan(
     root: nn.Module, request: Request, old: Size | None, new: Size, modules: Walk
-) -> tuple[ResizePlan, dict[str, nn.Module]]:
-    """Return the plan, and the modules that a parameter which changes is tied to, by path."""
+) -> tuple[ResizePlan, dict[str, nn.Module] | None]:
+    """Return the plan, and the modules that a changed parameter is tied to, by path; None where it was tried."""
     handler, changes, asked = root_handler(root), dict[str, Change](), set[str]()
     for view in unwrap(root, modules):
         ctx = Context(root, request, old, new, view)
@@ -98,19 +98,36 @@ def _plan(
     for module in (ctx.root, *ctx.models):
         every += _bookkeeping(ctx, module, new)
     notes = (*ctx.notes, *memory_note(root, every))
-    return ResizePlan(type(root).__name__, old, new, tuple(every), notes, tuple(ctx.warnings)), tied
+    plan = ResizePlan(type(root).__name__, old, new, tuple(every), notes, tuple(ctx.warnings))
+    return plan, None if _is_size_free(ctx, handler) else tied
 
 
 def _changes(ctx: Context, handler: Handler | None) -> Iterator[Change]:
     asked = dict(ctx.request.options)
     if ctx.request.patch_size is not None:
         asked["patch_size"] = ctx.request.patch_size
-    check_options(ctx.root, asked, handler.options if handler else ("window_size", "patch_size"))
+    if asked:
+        check_options(ctx.root, asked, _options(ctx.root, handler))
     if handler is not None:
         yield from ctx._run(handler, ctx.root)
     yield from ctx.visit_rest()
-    if handler is None and not ctx._visited:
+    if _is_size_free(ctx, handler):
         _check_size_free(ctx)
+
+
+def _is_size_free(ctx: Context, handler: Handler | None) -> bool:
+    """Whether no handler says what of a model depends on the size, so that it is tried as it is."""
+    return (handler is None or (handler.size is not None and not handler.state)) and not ctx._visited
+
+
+def _options(root: nn.Module, handler: Handler | None) -> Sequence[str]:
+    """Return the options of a model: its own, and of one of another library those of the models that it holds."""
+    if handler is None:
+        return "window_size", "patch_size"
+    if handler.size is None:
+        return handler.options
+    inside = (handler_for(cls) for cls in {type(module) for module in root.modules()})
+    return sorted({option for h in inside if h is not None and h.is_model for option in h.options})
 
 
 LARGE = 2048
@@ -224,7 +241,8 @@ def nearest_valid(root: nn.Module, request: Request, wanted: Size, clean: bool) 
         sizes = [(s, s) for s in _outward(wanted[0], lambda s: valid((s, s)))]
     else:  # axes are nearly always independent: find each on its own, then keep the pairs that work
         rows, columns = ((_outward(s, lambda v: valid((v, v)), keep=True)) for s in wanted)
-        sizes = [(h, w) for h in rows for w in columns if valid((h, w))]
+        squares = [(side, side) for side in {*rows, *columns}]  # for models that take no others
+        sizes = [(h, w) for h in rows for w in columns if valid((h, w))] or squares
     return sorted(sizes, key=lambda s: (abs(s[0] - wanted[0]) + abs(s[1] - wanted[1]), -s[0], -s[1]))[:2]
 
 

@@ -109,7 +109,8 @@ def _check(model: nn.Module, root: nn.Module) -> None:
     if not config.get("architecture") or not hasattr(root, "num_classes"):
         raise UnsupportedModelError(
             f"{name}: not a model that timm can rebuild from a config. Save the whole classification model that "
-            "create_model returned, without features_only=True."
+            "create_model returned, without features_only=True; of a model of another library, its state dict with "
+            "torch.save."
         )
     missing = next((k for k, v in root.state_dict().items() if v.is_meta), None)
     if missing:

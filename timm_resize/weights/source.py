@@ -175,9 +175,13 @@ def shape_mismatch(
     return None
 
 
+CLASSIFIERS = ("head", "head_dist", "fc", "classifier", "heads")
+"""Names of classifiers in models without a config that says theirs."""
+
+
 def classifier_prefixes(root: nn.Module) -> tuple[str, ...]:
     """Return how names in a classifier begin, whose shapes say nothing of the image size."""
-    names = (getattr(root, "pretrained_cfg", None) or {}).get("classifier") or ("head", "head_dist", "fc", "classifier")
+    names = (getattr(root, "pretrained_cfg", None) or {}).get("classifier") or CLASSIFIERS
     return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
 
 
