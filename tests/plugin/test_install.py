@@ -133,7 +133,7 @@ def test_the_method_takes_stock_positional_arguments(plugin):
 
 def test_install_names_what_this_timm_lacks(monkeypatch):
     """With a name of timm gone, `install` says which it is, and timm is untouched; so for each name in the tables."""
-    for path in (*install.REPLACED, *install.RELIED_ON):
+    for path in (*(install.REPLACED.keys() - install.OPTIONAL), *install.RELIED_ON):
         module, name = path.rsplit(".", 1)
         function = getattr(importlib.import_module(module), name)
         with monkeypatch.context() as patch:
@@ -149,6 +149,20 @@ def test_install_names_what_this_timm_lacks(monkeypatch):
             "Use timm 1.0.31, or a newer timm_resize."
         )
     assert timm.create_model("test_resnet", num_classes=2).num_classes == 2
+
+
+@pytest.mark.parametrize("path", [*sorted(install.OPTIONAL), "timm.task._helpers._load_train_checkpoint"])
+def test_install_leaves_out_what_a_timm_need_not_have(path, monkeypatch, caplog):
+    """Without a function of `timm.task`, or what it reads files with, the rest is installed, and the log says so."""
+    before = timm_objects()
+    monkeypatch.delattr(path)
+    monkeypatch.delattr(path.replace("._helpers", ""), raising=False)
+    with timm_resize.install():
+        assert timm.create_model("test_resnet", img_size=96, device="meta")._traits["resized_img_size"] == (96, 96)
+    lost = sorted(install.OPTIONAL) if path.endswith("_load_train_checkpoint") else [path]
+    assert sorted(r.args[1] for r in caplog.records) == lost
+    monkeypatch.undo()
+    assert timm_objects() == before
 
 
 def test_install_is_all_or_nothing(monkeypatch):

@@ -10,7 +10,7 @@ import pkgutil
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import ModuleType
 
 import timm
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = _parser().parse_args(argv)
     try:
-        with _quiet():
+        with nullcontext() if args.own_output else _quiet():
             args.run(args)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"timm-resize: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        if args.own_output:
+            raise
         print("timm-resize: interrupted", file=sys.stderr)
         return 130
     return 0
@@ -68,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(command)
-        command.set_defaults(run=module.run)
+        command.set_defaults(run=module.run, own_output=getattr(module, "OWN_OUTPUT", False))
     parser.epilog = "\n".join(["examples:", *examples])
     return parser
 

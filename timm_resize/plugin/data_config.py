@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
+import timm.utils.onnx  # noqa: F401  (that `found` finds it; needs no onnx)
 from torch import nn
 
 from timm_resize.core.find import current_size, find_model
@@ -50,6 +52,23 @@ def resolve_data_config(
         channels = channels or (config.get("input_size") or (3,))[0]
         args = {**asked, "input_size": (channels, *size)}
     return stock("timm.data.config.resolve_data_config")(args, pretrained_cfg, model, use_test_size, verbose)
+
+
+def onnx_export(*args: Any, **kwargs: Any) -> None:
+    """As `timm.utils.onnx_export`, whose example image is of the model's present size where none is given."""
+    export = stock("timm.utils.onnx.onnx_export")
+    given = inspect.signature(export).bind(*args, **kwargs).arguments
+    size = _resized(given["model"])
+    if given.get("input_size"):
+        given["input_size"] = tuple(given["input_size"])  # stock takes no list, which is what its script gives
+    elif given.get("example_input") is None and size is not None:
+        given["input_size"] = (_channels(given["model"]), *size)
+    export(**given)
+
+
+def _channels(model: nn.Module) -> int:
+    """Return the channels of a model's images."""
+    return getattr(find_model(model), "in_chans", 3)
 
 
 def _resized(model: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -14,27 +15,45 @@ from timm_resize.core.locks import Lock
 from timm_resize.core.registry import is_model_class
 from timm_resize.errors import ResizeError
 from timm_resize.plugin.create_model import create_model, fast_init_settings
-from timm_resize.plugin.data_config import resolve_data_config
+from timm_resize.plugin.data_config import onnx_export, resolve_data_config
 from timm_resize.plugin.patch import Exchange, found, stock
+from timm_resize.plugin.resume import READERS, resumes
+from timm_resize.plugin.script_sizes import created, follow_
 from timm_resize.resize import resize_
 from timm_resize.weights.checkpoint import load_checkpoint
+
+_logger = logging.getLogger(__name__)
 
 
 def _create_model(*args: Any, **kwargs: Any) -> nn.Module:
     """As `timm.create_model`, for every model at any size."""
     given = dict(inspect.signature(stock(CREATE_MODEL)).bind(*args, **kwargs).arguments)
-    model = create_model(**given.pop("kwargs", {}), **given)
+    return created(_create, {**given.pop("kwargs", {}), **given})
+
+
+def _create(**kwargs: Any) -> nn.Module:
+    model = create_model(**kwargs)
     _installed.add_method(type(model))
     return model
+
+
+def _load_checkpoint(model: nn.Module, checkpoint_path: str, *args: Any, **kwargs: Any) -> object:
+    """As `timm.models.load_checkpoint`, for a checkpoint of another size too."""
+    follow_(model, checkpoint_path)
+    return load_checkpoint(model, checkpoint_path, *args, **kwargs)
 
 
 CREATE_MODEL = "timm.models._factory.create_model"
 REPLACED: dict[str, Callable[..., Any]] = {
     CREATE_MODEL: _create_model,
-    "timm.models._helpers.load_checkpoint": load_checkpoint,
+    "timm.models._helpers.load_checkpoint": _load_checkpoint,
     "timm.data.config.resolve_data_config": resolve_data_config,
+    "timm.utils.onnx.onnx_export": onnx_export,
+    **{path: resumes(path) for path in READERS},
 }
 """What `install` replaces, by what; and `set_input_size` of every model class and feature wrapper, by `resize_`."""
+OPTIONAL = frozenset(path for path in READERS if path.startswith("timm.task."))
+"""Those that a timm may lack: then they are left out, and the log says so."""
 RELIED_ON = (
     "timm.models._factory.model_entrypoint",
     "timm.models._factory._resolve_model_source",
@@ -73,6 +92,11 @@ class Installed:
             for cls in _model_classes():
                 self._give(cls)
             for path, ours in REPLACED.items():
+                if path in OPTIONAL and not _has_all(path):
+                    _logger.warning(
+                        "timm %s has no %s: it resumes at the checkpoint's own size.", timm.__version__, path
+                    )
+                    continue
                 self.exchanges.append(Exchange(found(path), ours))
                 self.exchanges[-1].put_in()
         except BaseException:
@@ -148,13 +172,18 @@ def uninstall() -> None:
 
 def check_timm() -> None:
     """Raise ResizeError where this timm is not one that the plugin can be put into."""
-    gone = [path for path in REPLACED if found(path) is None]
+    gone = [path for path in REPLACED if path not in OPTIONAL and found(path) is None]
     gone += [path for path in RELIED_ON if not _has(path)]
     if gone:
         raise ResizeError(
             f"timm {timm.__version__} has no {' and no '.join(gone)}, which timm_resize relies on. Use timm 1.0.31, or "
             "a newer timm_resize."
         )
+
+
+def _has_all(path: str) -> bool:
+    """Whether a function that resumes is there, and what it reads its file with."""
+    return all(p.rpartition(".")[0] in sys.modules and found(p) is not None for p in (path, READERS[path][0]))
 
 
 def _has(path: str) -> bool:

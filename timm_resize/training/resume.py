@@ -10,14 +10,14 @@ from typing import Protocol
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from timm_resize.core.find import current_size, find_model
+from timm_resize.core.find import find_model
 from timm_resize.core.transaction import Stateful, Transaction, write_all
 from timm_resize.errors import CheckpointError
 from timm_resize.geometry import Size, SizeLike, parse_size
 from timm_resize.training.optimizer_state import resize_optimizer_state_dict
-from timm_resize.weights.checkpoint import read_checkpoint
+from timm_resize.weights.checkpoint import read_checkpoint, saved_size
 from timm_resize.weights.names import by_own_names
-from timm_resize.weights.source import check_given, source_geometry
+from timm_resize.weights.source import check_given
 from timm_resize.weights.state_dict import check_fits, fitted
 
 
@@ -72,10 +72,7 @@ def resume_checkpoint(
         raise CheckpointError(f"{at} has epoch={epoch!r}, not a number. Set the epoch in the file.")
     given = None if source is None else parse_size(source, "source")
     check_given(at, given, checkpoint.img_size, "source")
-    size = given or checkpoint.img_size
-    if size is None:  # the weights tell it best
-        found = source_geometry(by_own_names(content["state_dict"], root)[1], root)
-        size = None if found is None else found.get("img_size", current_size(root))
+    size = given or saved_size(checkpoint, root)
     writes = [_loads(root, content["state_dict"], size)]
     if ema is not None:
         writes.append(_loads(find_model(ema), content["state_dict_ema"], size))

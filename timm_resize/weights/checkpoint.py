@@ -15,12 +15,13 @@ from timm.models import _helpers
 from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 
-from timm_resize.core.find import find_model
+from timm_resize.core.find import current_size, find_model
 from timm_resize.core.transaction import Transaction, write_all
 from timm_resize.errors import CheckpointError, ResizeError
 from timm_resize.geometry import Size, SizeLike, parse_size
 from timm_resize.weights.names import Filter, bare, by_own_names, path_in, unpacked
 from timm_resize.weights.provenance import adopt_, recorded_size
+from timm_resize.weights.source import source_geometry
 from timm_resize.weights.state_dict import check_fits, fitted
 
 
@@ -66,6 +67,14 @@ def read_checkpoint(
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dict of tensors. Save a state dict.")
     return Checkpoint(content, recorded_size(path) or _argument_size(content.get("args")))
+
+
+def saved_size(checkpoint: Checkpoint, root: nn.Module) -> Size | None:
+    """Return the image size (H, W) of a model's checkpoint: as recorded, else as its tensors' shapes tell."""
+    if checkpoint.img_size is not None:
+        return checkpoint.img_size
+    found = source_geometry(by_own_names(checkpoint.state_dict(use_ema=False), root)[1], root)
+    return None if found is None else found.get("img_size", current_size(root))
 
 
 def _argument_size(args: object) -> Size | None:
