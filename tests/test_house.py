@@ -11,9 +11,9 @@ from tests.helpers.imports import arrows, between_rooms, circles, foreign_writes
 MODULES = read()
 
 FLOORS = (
-    {"", "__main__"},
+    {"", "__main__", "api"},
     {"cli", "training", "hub", "plugin", "multi_size", "cost"},
-    {"resize", "weights"},
+    {"resize", "weights", "builds"},
     {"core"},
     {"resample"},
     {"geometry"},

@@ -1,75 +1,28 @@
-"""Any timm model, at any image size, with its pretrained weights carried over."""
+"""Any timm model, at any image size, with its pretrained weights carried over.
 
-from timm_resize.core.context import Changes, Context, Grids
-from timm_resize.core.plan import Change, Rebuild, Reinitialise, ResizePlan
-from timm_resize.core.registry import families, register, registry, unregister
-from timm_resize.errors import CheckpointError, InvalidSizeError, ResizeError, StalePlanError, UnsupportedModelError
-from timm_resize.hub.push import push_to_hub
-from timm_resize.hub.save import save_pretrained
-from timm_resize.multi_size import MultiSize, at_size
-from timm_resize.plugin.create_model import create_model
-from timm_resize.plugin.data_config import data_config
-from timm_resize.plugin.install import install, uninstall
-from timm_resize.resample import AxisMap, Resample
-from timm_resize.resize import nearest_sizes, plan_resize, resize_
-from timm_resize.training import (
-    ProgressiveResize,
-    SizeSchedule,
-    freeze_unresized_,
-    param_groups,
-    resampled,
-    resize_ddp,
-    resize_fsdp,
-    resize_optimizer_state_dict,
-    resume_checkpoint,
-)
-from timm_resize.version import __version__
-from timm_resize.weights.state_dict import resize_state_dict
+`timm_resize.api` says what is exported. All of it is imported the first time that any of it is used: timm and torch
+take seconds, for which `timm-resize --help` would wait.
+"""
 
-__all__ = [
-    "AxisMap",
-    "Change",
-    "Changes",
-    "CheckpointError",
-    "Context",
-    "Grids",
-    "InvalidSizeError",
-    "MultiSize",
-    "ProgressiveResize",
-    "Rebuild",
-    "Reinitialise",
-    "Resample",
-    "ResizeError",
-    "ResizePlan",
-    "SizeSchedule",
-    "StalePlanError",
-    "UnsupportedModelError",
-    "__version__",
-    "at_size",
-    "create_model",
-    "data_config",
-    "families",
-    "freeze_unresized_",
-    "install",
-    "nearest_sizes",
-    "param_groups",
-    "plan_resize",
-    "push_to_hub",
-    "register",
-    "registry",
-    "resampled",
-    "resize_",
-    "resize_ddp",
-    "resize_fsdp",
-    "resize_optimizer_state_dict",
-    "resize_state_dict",
-    "resume_checkpoint",
-    "save_pretrained",
-    "uninstall",
-    "unregister",
-]
+from importlib import import_module
+from typing import TYPE_CHECKING
 
+from timm_resize.version import __version__ as __version__
 
-def __dir__() -> list[str]:
-    """List what a user may rely on; the rooms behind it stay importable by their full names."""
-    return [*__all__]
+if TYPE_CHECKING:
+    from timm_resize.api import *  # noqa: F403
+    from timm_resize.api import __all__ as __all__
+else:
+
+    def __getattr__(name: str) -> object:
+        """Import what is exported; from then on this module holds it, and this function is called for misses alone."""
+        api, here = import_module("timm_resize.api"), globals()
+        here.update({exported: getattr(api, exported) for exported in ("__all__", *api.__all__)})
+        if name not in here:
+            text = f"module {__name__!r} has no attribute {name!r}"
+            raise AttributeError(text, name=name, obj=import_module(__name__))  # Python suggests a near name
+        return here[name]
+
+    def __dir__() -> list[str]:
+        """List what a user may rely on; the rooms behind it stay importable by their full names."""
+        return [*import_module("timm_resize.api").__all__]
