@@ -36,6 +36,7 @@ class Entry:
         runs: Why a build does not run on images without values, '' where it does.
         tried: Image sizes with the shapes of all that depends on them.
         size_attributes: Attributes that are the image size, as (module path, name), pairs first.
+        free: Whether nothing depends on the size.
     """
 
     build: Build
@@ -45,6 +46,7 @@ class Entry:
     runs: str = ""
     tried: Mapping[Size, Shapes] = field(default_factory=dict)
     size_attributes: Sequence[tuple[str, str]] = ()
+    free: bool = False
     _kept: dict[Size, Snapshot] = field(default_factory=dict, repr=False)
     _lock: Lock = field(default_factory=Lock, repr=False)
 
@@ -62,7 +64,7 @@ class Entry:
         return found
 
     def size_of(self, model: nn.Module) -> Size | None:
-        """Return the image size of a model: as recorded, as its attributes say, or as its shapes do; None if unknown."""
+        """Return a model's image size, as recorded, as its attributes say, or as its shapes do; None if unknown."""
         recorded = as_size(model.__dict__.get(RECORD))
         if recorded is not None:
             return recorded

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from timm_resize.geometry import Size
@@ -85,6 +85,11 @@ class Form:
     times: int = 1
     axis: int = 0
 
+    def of(self, size: Size) -> Size:
+        """Return the likeliest grid (h, w) of an image."""
+        h, w = self.grids[0]
+        return h(size[0]), w(size[1])
+
     def sides(self, grid: Size) -> Shape:
         """Return the sides of a tensor for a grid (h, w)."""
         if self.what in ("axis", "offset axis"):
@@ -92,10 +97,11 @@ class Form:
             return (cells if self.what == "axis" else 2 * cells - 1,)
         return tuple(side * self.times + self.rest for side in FORMULAS[self.what](grid))
 
-    def at(self, size: Size, shape: Shape) -> set[Size]:
-        """Return the grids (h, w) of an image of `size` for which a tensor of `shape` has its sides."""
-        found = {(h(size[0]), w(size[1])) for h, w in self.grids}
-        return {grid for grid in found if self._fits(self.sides(grid), shape)}
+    def narrowed(self, size: Size, shape: Shape) -> Form | None:
+        """Return the form with the grids alone that fit one more build; None where none does."""
+        grids = ((h, w) for h, w in self.grids if self._fits(self.sides((h(size[0]), w(size[1]))), shape))
+        kept = tuple(grids)
+        return replace(self, grids=kept) if kept else None
 
     def between(self, sizes: Sequence[Size], shapes: Sequence[Shape]) -> set[tuple[Size, ...]]:
         """Return the grids at several sizes, each set of them by one rounding."""
@@ -138,27 +144,49 @@ def forms(sizes: Sequence[Size], shapes: Sequence[Shape], *, channels: bool = Fa
     """
     dims = tuple(dim for dim, sides in enumerate(zip(*shapes, strict=True)) if len(set(sides)) > 1)
     key = tuple(sizes)
+    columns = [tuple(shape[dim] for shape in shapes) for dim in dims]
     if len(dims) == 1:
-        column = tuple(shape[dims[0]] for shape in shapes)
-        return [(form,) for form in _single(key, column, dims[0], channels)]
+        return [(form,) for form in _single(key, columns[0], dims[0], channels)]
     if len(dims) != 2:
         return []
-    columns = [tuple(shape[dim] for shape in shapes) for dim in dims]
-    out = [(form,) for form in _pair(key, (columns[0], columns[1]), dims[0])] if dims[1] == dims[0] + 1 else []
+    out = [(form,) for form in _pair(key, columns[0], columns[1], dims[0])] if dims[1] == dims[0] + 1 else []
     both = (_single(key, column, dim, False) for dim, column in zip(dims, columns, strict=True))
     first, second = ([form for form in found if form.what == "cells"] for found in both)
     return out + [(a, b) for a in first for b in second]
 
 
-def _single(sizes: tuple[Size, ...], column: Shape, dim: int, channels: bool) -> Iterator[Form]:
-    """Yield the forms of one dimension, whose side at each size is given."""
-    square = list(_counted(_grids(sizes, max(column)), column, dim, channels))
-    yield from square or _counted(_oblong(sizes, column), column, dim, False)
+@functools.lru_cache(maxsize=256)
+def _single(sizes: tuple[Size, ...], column: Shape, dim: int, channels: bool) -> tuple[Form, ...]:
+    """Return the forms of one dimension, whose side at each size is given."""
+    square = list(_counted(_grids(sizes), column, dim, channels))
+    out = square or list(_counted(_oblong(sizes, column), column, dim, False))
     for axis in (0, 1):
-        for what, sides in (("axis", column), ("offset axis", tuple((side + 1) / 2 for side in column))):
-            found = tuple((side, side) for side in _plain_sides() if [side(size[axis]) for size in sizes] == [*sides])
+        for what, sides in _plain_or_offsets("axis", "offset axis", column):
+            found = _sides(tuple(size[axis] for size in sizes)).get(sides, [])
             if found:
-                yield Form(dim, what, found, axis=axis)
+                out.append(Form(dim, what, tuple((side, side) for side in found), axis=axis))
+    return tuple(out)
+
+
+@functools.lru_cache(maxsize=256)
+def _pair(sizes: tuple[Size, ...], rows: Shape, columns: Shape, dim: int) -> tuple[Form, ...]:
+    """Return the forms of two neighbouring dimensions."""
+    out = []
+    for (what, h), (_, w) in zip(
+        _plain_or_offsets("map", "offset map", rows), _plain_or_offsets("map", "offset map", columns), strict=True
+    ):
+        above, across = (_sides(tuple(size[i] for size in sizes)).get(found, []) for i, found in enumerate((h, w)))
+        both = [(side, side) for side in above if side in across]
+        grids = both or list(itertools.product(above, across))
+        if grids:
+            out.append(Form(dim, what, tuple(grids)))
+    return tuple(out)
+
+
+def _plain_or_offsets(plain: What, offsets: What, sides: Shape) -> list[tuple[What, Shape]]:
+    """Return what numbers of rows are of as they are, and as counts of relative offsets; never, where one is even."""
+    odd = all(side % 2 for side in sides)
+    return [(plain, sides), (offsets, tuple((side + 1) // 2 for side in sides) if odd else ())]
 
 
 def _counted(found: Iterable[Seen], column: Shape, dim: int, channels: bool) -> Iterator[Form]:
@@ -166,65 +194,60 @@ def _counted(found: Iterable[Seen], column: Shape, dim: int, channels: bool) -> 
     whats: tuple[What, ...] = ("cells", "offsets")
     for seen, grids in found:
         for what in whats:
-            counts = [FORMULAS[what](grid)[0] for grid in seen]
-            rest, times = column[0] - counts[0], column[0] // counts[0]
-            if rest >= 0 and all(side - count == rest for side, count in zip(column, counts, strict=True)):
+            formula = FORMULAS[what]
+            first = formula(seen[0])[0]
+            rest, times = column[0] - first, column[0] // first
+            if rest >= 0 and all(side - formula(grid)[0] == rest for side, grid in zip(column, seen, strict=True)):
                 yield Form(dim, what, grids, rest)
-            elif channels and what == "cells" and times > 1:
-                if all(side == count * times for side, count in zip(column, counts, strict=True)):
-                    yield Form(dim, what, grids, times=times)
-
-
-def _pair(sizes: tuple[Size, ...], columns: tuple[Shape, Shape], dim: int) -> Iterator[Form]:
-    """Yield the forms of two neighbouring dimensions."""
-    seen = list(zip(*columns, strict=True))
-    for what, wanted in (("map", seen), ("offset map", [((h + 1) / 2, (w + 1) / 2) for h, w in seen])):
-        sides = [
-            [side for side in _every_side(int(max(column))) if [side(size[axis]) for size in sizes] == [*column]]
-            for axis, column in enumerate(zip(*wanted, strict=True))
-        ]
-        both = [(side, side) for side in sides[0] if side in sides[1]]
-        grids = both or [(h, w) for h in sides[0] for w in sides[1]]
-        if grids:
-            yield Form(dim, what, tuple(grids))
+                continue
+            several = channels and what == "cells" and times > 1
+            if several and all(side == formula(grid)[0] * times for side, grid in zip(column, seen, strict=True)):
+                yield Form(dim, what, grids, times=times)
 
 
 @functools.cache
-def _plain_sides() -> tuple[Side, ...]:
+def _every_side() -> tuple[Side, ...]:
+    """Return the sides that are tried: those of practice first."""
     once = [Side(((by, up),)) for by in range(1, LONGEST + 1) for up in (False, True) if by > 1 or not up]
     twice = [Side(((a, up), (b, not up))) for a in SPLITS for b in SPLITS for up in (False, True)]
-    return (*once, *twice)
+    caps = [Side(((by, up),), cap) for cap in range(2, 33) for by in (1, 4, 8, 14, 16, 32, 64) for up in (False, True)]
+    return tuple(sorted([*once, *twice, *caps], key=_oddity))
 
 
-def _every_side(largest: int) -> Iterable[Side]:
-    """Return the sides, and those that stop at the largest that was seen."""
-    capped = (Side(((by, up),), cap=largest) for by in (*SPLITS, 1, 64) for up in (False, True)) if largest < 64 else ()
-    return (*_plain_sides(), *capped)
+def _oddity(side: Side) -> tuple[bool, int, int, int]:
+    """Return what sides of practice are first by: no cap, powers of two or else multiples of 7, one rounding, down."""
+    odd = max(0 if by & (by - 1) == 0 else 1 if by in (7, 14, 28) else 2 for by, _ in side.steps)
+    return bool(side.cap), odd, len(side.steps), sum(up for _, up in side.steps)
 
 
 @functools.lru_cache(maxsize=16)
-def _grids(sizes: tuple[Size, ...], largest: int) -> list[Seen]:
-    """Return what the sides tried give at the sizes, of no more than `largest` cells, with the sides that give it.
+def _sides(lengths: Shape) -> dict[Shape, list[Side]]:
+    """Return what the sides make of several lengths of one axis, with the sides that make it."""
+    out: dict[Shape, list[Side]] = {}
+    for side in _every_side():
+        out.setdefault(tuple(map(side, lengths)), []).append(side)
+    return out
 
-    One side for both axes comes first; where caps are, those of the windows of practice.
-    """
+
+@functools.lru_cache(maxsize=4)
+def _grids(sizes: tuple[Size, ...]) -> list[Seen]:
+    """Return what one side for both axes makes of the sizes, with the sides that make it."""
     found: dict[tuple[Size, ...], list[Grid]] = {}
-    caps = [Side(((by, up),), cap) for cap in range(2, 33) for by in (4, 8, 16, 32, 64) for up in (False, True)]
-    for side in (*_plain_sides(), *caps):
+    for side in _every_side():
         seen = tuple((side(h), side(w)) for h, w in sizes)
-        if min(map(min, seen)) > 0 and all(h * w <= largest for h, w in seen) and len(set(seen)) > 1:
+        if min(map(min, seen)) > 0 and len(set(seen)) > 1:
             found.setdefault(seen, []).append((side, side))
     return [(seen, tuple(grids)) for seen, grids in found.items()]
 
 
 def _oblong(sizes: tuple[Size, ...], column: Shape) -> Iterator[Seen]:
     """Yield grids whose cells are not square, with as many cells but for a constant."""
-    sides = [Side(((by, up),)) for by in range(2, LONGEST // 2) for up in (False, True)]
-    by_axis: list[dict[Shape, list[Side]]] = [{}, {}]
-    for axis, found in enumerate(by_axis):
-        for side in sides:
-            found.setdefault(tuple(side(size[axis]) for size in sizes), []).append(side)
-    for (h, those), (w, these) in itertools.product(*(found.items() for found in by_axis)):
+    plain: list[list[tuple[Shape, list[Side]]]] = []
+    for axis in (0, 1):
+        found = _sides(tuple(size[axis] for size in sizes)).items()
+        once = [(seen, [side for side in sides if len(side.steps) == 1 and not side.cap]) for seen, sides in found]
+        plain.append([(seen, sides) for seen, sides in once if sides and len(set(seen)) > 2])
+    for (h, those), (w, these) in itertools.product(*plain):
         rest = column[0] - h[0] * w[0]
         if rest >= 0 and min(h + w) > 0 and all(a * b + rest == side for a, b, side in zip(h, w, column, strict=True)):
             yield tuple(zip(h, w, strict=True)), tuple(itertools.product(those, these))

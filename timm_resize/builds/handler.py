@@ -11,13 +11,7 @@ from torch import Tensor, nn
 
 from timm_resize.builds.entry import RECORD, Entry, is_as_built, is_held
 from timm_resize.builds.rules import Unclear
-from timm_resize.builds.snapshot import (
-    Refused,
-    Snapshot,
-    changed_attributes,
-    changed_buffers,
-    structure,
-)
+from timm_resize.builds.snapshot import Refused, Snapshot, changed_attributes, changed_buffers, structure
 from timm_resize.builds.values import obstacle
 from timm_resize.core.context import Changes, Context, Rebuild
 from timm_resize.core.plan import MISSING, Change, shape_of, submodule
@@ -83,23 +77,25 @@ def _is_own_record(ctx: Context) -> bool:
 
 def _entry_for(model: nn.Module, ctx: Context, entries: tuple[Entry, ...]) -> tuple[Entry, Snapshot]:
     """Return the entry that a model is of, and its build at the model's present size."""
-    if ctx.old_size is None:
-        advice = f"Set model.{RECORD} = (H, W), the size that it was built at"
-        raise _unsupported(ctx, f"its image size is not known: no attribute holds it, and its shapes are none of those tried. {advice}")
-    reasons = []
+    if ctx.old_size is None and not all(entry.free for entry in entries):
+        raise _unsupported(
+            ctx,
+            "its image size is not known: no attribute holds it, and its shapes are of none of the sizes tried. "
+            f"Set model.{RECORD} = (H, W), the size that it was built at",
+        )
+    size, reasons = ctx.old_size or ctx.new_size, list[str]()
     for entry in entries:
         try:
-            built = entry.at(ctx.old_size)
+            built = entry.at(size)
+            reason = entry.misfit(model, built)
         except Refused as why:
-            reasons.append(str(why))
-            continue
-        reason = entry.misfit(model, built)
+            reason = str(why)
         if not reason:
             return entry, built
         reasons.append(reason)
     raise _unsupported(
         ctx,
-        f"it is not as the build given to infer makes it at {ctx.old_size}: {reasons[-1]}. Call timm_resize.infer with "
+        f"it is not as the build given to infer makes it at {size}: {reasons[-1]}. Call timm_resize.infer with "
         "a function that builds this configuration",
     )
 
@@ -189,7 +185,7 @@ def _attributes(model: nn.Module, ctx: Context, old: Snapshot, new: Snapshot) ->
         module, key = _some(submodule(model, path)), f"{path}.{name}".removeprefix(".")
         before, after = (s.attributes[path].get(name, MISSING) for s in (old, new))
         if what := obstacle(after):
-            raise _unsupported(ctx, f"{key} depends on the size and holds {what}. Register it in its module, or write a handler with @timm_resize.register")
+            raise _unsupported(ctx, f"{key} depends on the size and holds {what}. Register that in its module")
         if not is_held(module, name, before):
             advice = "Call infer with a build that has it so"
             raise _unsupported(ctx, f"{key} is {module.__dict__.get(name)!r}, and {before!r} in the build. {advice}")

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from timm_resize.builds.forms import Form, Shape
 from timm_resize.core.maps import Maps
@@ -29,7 +30,11 @@ WORDS: Mapping[str, str] = {
 
 
 class Unclear(Exception):  # noqa: N818  (a signal inside this room)
-    """Raised where no map follows from what is known of a tensor, with what to write."""
+    """Raised where no map follows from what is known of a tensor, with what to write, and the hints that would do."""
+
+    def __init__(self, text: str, choices: tuple[str, ...] = ()) -> None:
+        super().__init__(text)
+        self.choices = choices
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,24 @@ class Rule:
         return f"{self.word.partition(':')[0]}{more}{' (hint)' if self.hinted else ''}"
 
 
+def is_offset_index(index: Tensor | None, grid: Size) -> bool:
+    """Whether a buffer has |dy| * w + |dx| for each query and key of a grid (h, w), as LeViT's have.
+
+    Queries are the cells 0, 1, 2 ... of each axis, or 0, 2, 4 ....
+    """
+    cells = grid[0] * grid[1]
+    if index is None or index.dim() != 2 or index.is_floating_point() or index.shape[1] != cells:
+        return False
+    for step in (1, 2):
+        down, right = (
+            (torch.arange(0, side, step)[:, None] - torch.arange(side)).abs() for side in grid
+        )  # (query, key) of one axis
+        offsets = down[:, None, :, None] * grid[1] + right[None, :, None, :]
+        if offsets.numel() == index.numel() and torch.equal(offsets.reshape(index.shape), index.to(offsets.dtype)):
+            return True
+    return False
+
+
 def is_mixing(owner: nn.Module) -> bool:
     """Whether a module's weight is a matrix from inputs to outputs, and nothing else."""
     if isinstance(owner, (nn.Conv1d, nn.Conv2d)):
@@ -117,7 +140,9 @@ def is_mixing(owner: nn.Module) -> bool:
     return isinstance(owner, nn.Linear)
 
 
-def words(form: tuple[Form, ...], owner: nn.Module, name: str, shape: Shape) -> tuple[tuple[str, ...], bool]:
+def words(
+    form: tuple[Form, ...], owner: nn.Module, name: str, shape: Shape, indexed: bool
+) -> tuple[tuple[str, ...], bool]:
     """Return what a parameter of a form may be, and whether its shape says so by itself.
 
     Args:
@@ -125,6 +150,7 @@ def words(form: tuple[Form, ...], owner: nn.Module, name: str, shape: Shape) -> 
         owner: The module that holds it.
         name: Its name there.
         shape: Its shape at one size.
+        indexed: Whether the module has an index of absolute offsets into it.
     """
     one, known = form[0], type(owner).__module__.startswith(("torch.", "timm."))
     if is_mixing(owner):
@@ -135,6 +161,8 @@ def words(form: tuple[Form, ...], owner: nn.Module, name: str, shape: Shape) -> 
         return (), False
     alone = math.prod(shape[: one.dim]) == 1
     if one.what == "cells":
+        if indexed:
+            return ("offsets",), True
         both = ("positions", "offsets") if one.rest == 0 else ("positions", "positions:suffix")
         return (("positions",), True) if alone else (both, False)
     if one.what == "offsets":
@@ -147,7 +175,14 @@ def words(form: tuple[Form, ...], owner: nn.Module, name: str, shape: Shape) -> 
 
 
 def choose(
-    found: Sequence[tuple[Form, ...]], owner: nn.Module, key: str, shape: Shape, hint: str = "", reorders: str = ""
+    found: Sequence[tuple[Form, ...]],
+    owner: nn.Module,
+    key: str,
+    shape: Shape,
+    *,
+    hint: str = "",
+    reorders: str = "",
+    indexed: bool = False,
 ) -> Rule:
     """Return the rule for a parameter.
 
@@ -158,11 +193,12 @@ def choose(
         shape: Its shape at one size.
         hint: What the caller says that it is, '' for nothing.
         reorders: A module that may put tokens into another order than the grid's, '' for none.
+        indexed: Whether the module has an index of absolute offsets into it.
 
     Raises:
         Unclear: Nothing fits, or more than one thing does; the text says which hint to give.
     """
-    fitting = [(form, *words(form, owner, key.rpartition(".")[2], shape)) for form in found]
+    fitting = [(form, *words(form, owner, key.rpartition(".")[2], shape, indexed)) for form in found]
     if hint:
         word = hint.partition(":")[0]
         chosen = [form for form, possible, _ in fitting if any(p.partition(":")[0] == word for p in possible)]
@@ -171,15 +207,15 @@ def choose(
         raise Unclear(f"the hint {hint!r} does not fit it: {_readings(found)}")
     if not any(possible for _, possible, _ in fitting):
         raise Unclear(f"{_readings(found)}, which no map is known for. Write a handler with @timm_resize.register")
-    every = dict.fromkeys(word for _, possible, _ in fitting for word in possible)
+    every = tuple(dict.fromkeys(word for _, possible, _ in fitting for word in possible))
     advice = f"Give hints={{{generic(key)!r}: {' or '.join(map(repr, every))}}}"
     if len(fitting) > 1:
-        raise Unclear(f"{_readings(found)}. {advice}")
+        raise Unclear(f"{_readings(found)}. {advice}", every)
     form, possible, sure = fitting[0]
     if not sure:
-        raise Unclear(f"{_readings(found)}, and its shape does not say what of. {advice}")
+        raise Unclear(f"{_readings(found)}, and its shape does not say what of. {advice}", every)
     if reorders and possible == ("positions",):
-        raise Unclear(f"{reorders} may put tokens into another order than row-major. {advice}")
+        raise Unclear(f"{reorders} may put tokens into another order than row-major. {advice}", every)
     return Rule(possible[0], form)
 
 
