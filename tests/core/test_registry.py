@@ -246,3 +246,37 @@ def test_a_broken_entry_point_is_named_until_it_is_repaired(entry, monkeypatch):
         )
     entry(THEIRS)
     assert [h.cls.__name__ for h in registry.handlers()] == ["Layer"]
+
+
+def test_a_class_that_not_every_version_has_goes_by_name():
+    """A dotted name registers the class where there is one, and nothing where the library lacks it or its module."""
+    with timm_resize.registry.override():
+        before = set(timm_resize.registry.handlers())
+
+        @timm_resize.register("torch.nn.Bilinear", "torch.nn.Trilinear", "torch.nn.nowhere.Quad", "nobody.Layer")
+        def plan_bilinear(layer, ctx):
+            yield from ()
+
+        assert {h.cls for h in set(timm_resize.registry.handlers()) - before} == {nn.Bilinear}
+
+
+def test_handlers_of_a_library_load_when_its_class_is_met_and_stay():
+    """They are those of the class's module, and outlive an `override` that was open when they were first wanted."""
+
+    def meet() -> list[str]:
+        forget_the_package()
+        from torchvision.models import VisionTransformer
+
+        from timm_resize.core.registry import registry
+
+        registry.load()
+        name = "timm_resize.handlers.libraries.torchvision.vision_transformer"
+        assert name not in sys.modules
+        with registry.override():
+            inside = registry.handler_for(VisionTransformer)
+        after = registry.handler_for(VisionTransformer)
+        assert inside is after is not None
+        return [after.plan.__module__, name]
+
+    [(found, name)] = in_forks(meet)
+    assert found == name

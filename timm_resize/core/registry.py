@@ -110,7 +110,7 @@ class Registry:
 
     def register(
         self,
-        *classes: type[nn.Module],
+        *classes: type[nn.Module] | str,
         state: str = "",
         method: str = "",
         sizes: str = "any",
@@ -127,7 +127,8 @@ class Registry:
         them defaults if the layer should also be found on its own.
 
         Args:
-            classes: Module classes; a subclass without its own handler inherits.
+            classes: Module classes; a subclass without its own handler inherits. The dotted name of a class that not
+                every version of its library has may stand for it: where there is none, nothing is registered.
             state: What depends on the size.
             method: How it is carried over.
             sizes: Which sizes are valid.
@@ -144,7 +145,10 @@ class Registry:
         """
         if not classes:
             raise ResizeError("register: no class given. Use @register(MyLayer).")
-        for cls in classes:
+        if isinstance(options, str):
+            raise ResizeError(f"register: options={options!r} is a string. Use options=({options!r},).")
+        found = [cls for cls in map(_resolved, classes) if cls is not None]
+        for cls in found:
             if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
                 raise ResizeError(f"register: {cls!r} is not a torch.nn.Module class. Use @register(MyLayer).")
             if state and examples is None and size is None and is_model_class(cls):
@@ -152,19 +156,17 @@ class Registry:
                     f"register({cls.__name__}): examples is missing, and the whole model has state={state!r}. Use "
                     "examples={'registered_name': {'depth': 1}}, or {} where timm.create_model does not build it."
                 )
-        if isinstance(options, str):
-            raise ResizeError(f"register({cls.__name__}): options={options!r} is a string. Use options=({options!r},).")
 
         def wrap(plan: P) -> P:
-            _check_signature(classes, plan)
+            _check_signature([cls if isinstance(cls, str) else cls.__name__ for cls in classes], plan)
             if not plan.__module__.startswith(f"{PACKAGE}."):
                 self._own()  # or a class that we have a handler for would be taken now, and be a double later
             rest = (state, method, sizes, tuple(options), guarded, dict(examples or {}), size)
             with self._writing:
-                for cls in classes:
+                for cls in found:
                     if cls in self._handlers:
                         raise ResizeError(_double(cls, plan, self._handlers[cls].plan))
-                self._handlers = {**self._handlers, **{cls: Handler(cls, plan, *rest) for cls in classes}}
+                self._handlers = {**self._handlers, **{cls: Handler(cls, plan, *rest) for cls in found}}
             return plan
 
         return wrap
@@ -297,8 +299,21 @@ def _import_library(module: str) -> None:
         ) from error
 
 
-def _check_signature(classes: tuple[type, ...], plan: Plan) -> None:
-    owner, name = f"register({classes[0].__name__})", getattr(plan, "__name__", repr(plan))
+def _resolved(cls: type[nn.Module] | str) -> type[nn.Module] | None:
+    """Return the class that a dotted name stands for, None where the version at hand has none."""
+    if not isinstance(cls, str):
+        return cls
+    home, _, name = cls.rpartition(".")
+    try:
+        return getattr(importlib.import_module(home), name, None)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{home}.".startswith(f"{error.name}."):
+            return None
+        raise
+
+
+def _check_signature(names: list[str], plan: Plan) -> None:
+    owner, name = f"register({names[0]})", getattr(plan, "__name__", repr(plan))
     if not inspect.isgeneratorfunction(plan):
         raise ResizeError(f"{owner}: {name} is not a generator function. Yield the changes (yield from ctx...).")
     parameters = _parameters(plan)

@@ -1,4 +1,4 @@
-"""Models in which nothing depends on the image size: one table, class → which sizes its forward takes."""
+"""Models in which nothing depends on the image size: one table, class of `timm.models` → sizes its forward takes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from itertools import takewhile
 
 import torch
 from timm import models
-from timm.models.hieradet_sam2 import HieraDet
-from timm.models.mambaout import MambaOut
 from torch import Tensor, nn
 
 from timm_resize.core.context import SIZE_ERRORS, Changes, Context
@@ -100,69 +98,67 @@ FROM_32 = Rule("at least 32", minimum=32)
 FROM_75 = Rule("at least 75", minimum=75)
 QUARTERED = Rule("⌈side / 4⌉ % 8", stride=4, cells=8)
 
-RULES: Mapping[type[nn.Module], Rule] = {
-    models.ConvMixer: SMALL,
-    models.ConvNeXt: SMALL,
-    models.CPUBone: ANY,
-    models.CSATv2: Rule("multiples of 8, at least 64", minimum=64, multiple=8, why="the block of the cosine transform"),
-    models.CspNet: SMALL,
-    models.CspNext: ANY,
-    models.DaVit: ANY,
-    models.DenseNet: SMALL,
-    models.DLA: Rule("⌈side / 2⌉ % 16", stride=2, cells=16),
-    models.DPN: ANY,
-    models.EdgeNeXt: SMALL,
-    models.EfficientNet: ANY,
-    models.EfficientNetFeatures: SMALL,
-    models.EfficientViM: ANY,
-    models.EfficientVit: ANY,
-    models.EfficientVitLarge: ANY,
-    models.FasterNet: FROM_32,
-    models.FastVit: ANY,
-    models.FocalNet: SMALL,
-    models.GhostNet: SMALL,
-    HieraDet: QUARTERED,
-    models.HighPerfGpuNet: ANY,
-    models.HighResolutionNet: QUARTERED,
-    models.IFormer: ANY,
-    models.InceptionResnetV2: FROM_75,
-    models.InceptionV3: FROM_75,
-    models.InceptionV4: FROM_75,
-    models.LCNetV2: ANY,
-    models.LowFormer: ANY,
-    MambaOut: ANY,
-    models.MetaFormer: SMALL,
-    models.MetaNeXt: FROM_32,
-    models.MobileNetV3: SMALL,
-    models.MobileNetV3Features: SMALL,
-    models.MobileNetV5: ANY,
-    models.MobileNetV5Encoder: ANY,
-    models.NASNetALarge: SMALL,
-    models.NextViT: SMALL,
-    models.NormFreeNet: ANY,
-    models.PNASNet5Large: SMALL,
-    models.PyramidVisionTransformerV2: SMALL,
-    models.RDNet: FROM_32,
-    models.RegNet: ANY,
-    models.RepGhostNet: ANY,
-    models.RepVit: ANY,
-    models.ResNetV2: SMALL,
-    models.RexNet: ANY,
-    models.SelecSls: ANY,
-    models.SENet: SMALL,
-    models.Sequencer2d: SMALL,
-    models.SHViT: ANY,
-    models.StarNet: ANY,
-    models.SwiftFormer: ANY,
-    models.TResNet: Rule(
-        "multiples of 4, at least 28", multiple=4, why="the stem's space-to-depth block", forward=True
-    ),
-    models.Twins: SMALL,
-    models.VGG: FROM_32,
-    models.VovNet: SMALL,
-    models.Xception: SMALL,
-    models.XceptionAligned: ANY,
-    models.Xcit: SMALL,
+RULES: Mapping[str, Rule] = {
+    "ConvMixer": SMALL,
+    "ConvNeXt": SMALL,
+    "CPUBone": ANY,
+    "CSATv2": Rule("multiples of 8, at least 64", minimum=64, multiple=8, why="the block of the cosine transform"),
+    "CspNet": SMALL,
+    "CspNext": ANY,
+    "DaVit": ANY,
+    "DenseNet": SMALL,
+    "DLA": Rule("⌈side / 2⌉ % 16", stride=2, cells=16),
+    "DPN": ANY,
+    "EdgeNeXt": SMALL,
+    "EfficientNet": ANY,
+    "EfficientNetFeatures": SMALL,
+    "EfficientViM": ANY,
+    "EfficientVit": ANY,
+    "EfficientVitLarge": ANY,
+    "FasterNet": FROM_32,
+    "FastVit": ANY,
+    "FocalNet": SMALL,
+    "GhostNet": SMALL,
+    "hieradet_sam2.HieraDet": QUARTERED,
+    "HighPerfGpuNet": ANY,
+    "HighResolutionNet": QUARTERED,
+    "IFormer": ANY,
+    "InceptionResnetV2": FROM_75,
+    "InceptionV3": FROM_75,
+    "InceptionV4": FROM_75,
+    "LCNetV2": ANY,
+    "LowFormer": ANY,
+    "mambaout.MambaOut": ANY,
+    "MetaFormer": SMALL,
+    "MetaNeXt": FROM_32,
+    "MobileNetV3": SMALL,
+    "MobileNetV3Features": SMALL,
+    "MobileNetV5": ANY,
+    "MobileNetV5Encoder": ANY,
+    "NASNetALarge": SMALL,
+    "NextViT": SMALL,
+    "NormFreeNet": ANY,
+    "PNASNet5Large": SMALL,
+    "PyramidVisionTransformerV2": SMALL,
+    "RDNet": FROM_32,
+    "RegNet": ANY,
+    "RepGhostNet": ANY,
+    "RepVit": ANY,
+    "ResNetV2": SMALL,
+    "RexNet": ANY,
+    "SelecSls": ANY,
+    "SENet": SMALL,
+    "Sequencer2d": SMALL,
+    "SHViT": ANY,
+    "StarNet": ANY,
+    "SwiftFormer": ANY,
+    "TResNet": Rule("multiples of 4, at least 28", multiple=4, why="the stem's space-to-depth block", forward=True),
+    "Twins": SMALL,
+    "VGG": FROM_32,
+    "VovNet": SMALL,
+    "Xception": SMALL,
+    "XceptionAligned": ANY,
+    "Xcit": SMALL,
 }
 
 
@@ -175,7 +171,9 @@ def _planner(rule: Rule) -> Callable[[nn.Module, Context], Changes]:
 
 
 for _rule in dict.fromkeys(RULES.values()):
-    register(*(cls for cls, rule in RULES.items() if rule is _rule), sizes=_rule.sizes)(_planner(_rule))
+    register(*(f"timm.models.{name}" for name, rule in RULES.items() if rule is _rule), sizes=_rule.sizes)(
+        _planner(_rule)
+    )
 
 
 @register(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from timm.models.vision_transformer import _RADIO_ALIGN_CORNERS, VisionTransformer
+from timm.models import vision_transformer
+from timm.models.vision_transformer import VisionTransformer
 
 from timm_resize.core.context import Changes, Context
 from timm_resize.core.registry import register
@@ -56,5 +57,6 @@ def _checkpoint_interpolation(model: VisionTransformer) -> tuple[OwnInterpolatio
     variant = (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or ""
     if "flexi" not in variant and "radio" not in variant:
         return {}, None
-    corners = any(name in variant for name in _RADIO_ALIGN_CORNERS)
+    aligned = getattr(vision_transformer, "_RADIO_ALIGN_CORNERS", ())  # timm before 1.0.26 has none
+    corners = any(name in variant for name in aligned)
     return {"mode": "bilinear", "antialias": False}, corners or None

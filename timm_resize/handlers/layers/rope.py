@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from timm.layers.pos_embed_sincos import (
-    RotaryEmbedding,
-    RotaryEmbeddingCat,
-    RotaryEmbeddingDinoV3,
-    RotaryEmbeddingMixed,
-    RotaryEmbeddingMRope,
-)
+from timm.layers.pos_embed_sincos import RotaryEmbedding, RotaryEmbeddingCat
+from torch import nn
 
 from timm_resize.core.context import Changes, Context, Reinitialise
 from timm_resize.core.registry import register
 from timm_resize.errors import UnsupportedModelError
 from timm_resize.geometry import Size
 
-Rope: TypeAlias = RotaryEmbedding | RotaryEmbeddingCat | RotaryEmbeddingDinoV3 | RotaryEmbeddingMixed
+Rope: TypeAlias = RotaryEmbedding | RotaryEmbeddingCat  # or a newer one, of the same attributes
 
 CACHES = ("pos_embed_sin", "pos_embed_cos", "pos_embed", "pos_embed_cached", "t_x", "t_y")
 """Buffers with a row per cell of the grid; each class has one or two of them."""
@@ -48,13 +43,13 @@ def plan_rope(rope: Rope, ctx: Context, *, feat_shape: Size | None = None) -> Ch
 for _cls, _state, _method in (
     (RotaryEmbedding, "pos_embed_sin, pos_embed_cos (h*w, dim)", "rebuilt; ref_feat_shape kept"),
     (RotaryEmbeddingCat, "pos_embed (h*w, 2*dim)", "rebuilt; ref_feat_shape kept"),
-    (RotaryEmbeddingDinoV3, "pos_embed_cached (h*w, 2*dim)", "rebuilt"),
-    (RotaryEmbeddingMixed, "t_x, t_y (h*w,)", "rebuilt; the learned freqs kept"),
+    ("timm.layers.pos_embed_sincos.RotaryEmbeddingDinoV3", "pos_embed_cached (h*w, 2*dim)", "rebuilt"),
+    ("timm.layers.pos_embed_sincos.RotaryEmbeddingMixed", "t_x, t_y (h*w,)", "rebuilt; the learned freqs kept"),
 ):
     register(_cls, state=_state, method=_method)(plan_rope)
 
 
-@register(RotaryEmbeddingMRope)
-def plan_rope_mrope(rope: RotaryEmbeddingMRope, ctx: Context, *, feat_shape: Size | None = None) -> Changes:
+@register("timm.layers.pos_embed_sincos.RotaryEmbeddingMRope")
+def plan_rope_mrope(rope: nn.Module, ctx: Context, *, feat_shape: Size | None = None) -> Changes:
     """Change nothing: it is computed from the grid in each forward."""
     yield from ()
