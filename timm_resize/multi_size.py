@@ -298,10 +298,11 @@ def _assemble(root: nn.Module, plan: ResizePlan, copied: dict[str, nn.Module], t
     for copy in copies.values():
         for name, child in copy._modules.items():
             copy._modules[name] = copies.get(id(child), child)
+    values: dict[int, Any] = {}
     for change in plan:
         copy = copies[id(copied[change.path])]
         if change.kind == "attribute":
-            set_attribute(copy, change.name, own(change.new))
+            set_attribute(copy, change.name, own(change.new, values))
         elif change.kind == "buffer":
             if change.name not in copy._buffers:
                 copy._non_persistent_buffers_set.add(change.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,9 +56,12 @@ def _on_meta(tensor: T, memo: dict[int, Tensor]) -> T:
     return cast(T, memo[id(tensor)])
 
 
-def own(value: object) -> object:
-    """Return a copy that nobody else holds; plain numbers, and tuples of them, need none."""
+def own(value: object, memo: dict[int, Any] | None = None) -> object:
+    """Return a copy that nobody else holds; plain numbers, and tuples of them, need none.
+
+    Copies made with one `memo` share what the values share.
+    """
     flat = value if type(value) is tuple else (value,)
     if all(v is None or type(v) in (int, bool, float, str) for v in flat):
         return value
-    return copy.deepcopy(value)
+    return copy.deepcopy(value, memo)

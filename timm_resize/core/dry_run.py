@@ -30,7 +30,8 @@ def strangers(root: nn.Module, modules: Walk) -> dict[str, nn.Module]:
     """Return the modules, by path, of classes that no handler was written for, or whose forward was replaced."""
     own = handler_for(type(root))
     home = own.cls.__module__ if own is not None and own.cls is type(root) else ""  # whose parts its author knows
-    stock = STOCK if own is None or own.size is None else (*STOCK, home.split(".")[0])
+    library = own.cls.__module__.split(".")[0] if own is not None and own.size is not None else ""
+    stock = (*STOCK, library) if library else STOCK
 
     def is_known(cls: type) -> bool:
         if cls.__module__.split(".")[0] in stock or cls.__module__ == home:
@@ -40,7 +41,7 @@ def strangers(root: nn.Module, modules: Walk) -> dict[str, nn.Module]:
 
     odd = {cls for cls in {type(module) for _, module, _ in modules} if not is_known(cls)}
     found = {path: m for path, m, _ in modules if type(m) in odd or "forward" in m.__dict__ or _spans_tokens(m)}
-    head = _odd_head(root)
+    head = None if library else _odd_head(root)  # other libraries name widths and classifiers in other ways
     return found if head is None else {**found, "classifier": head}
 
 

@@ -44,7 +44,17 @@ class Maps:
         """Map a position embedding kept as a map (NHWC: dim=1, NCHW: dim=2)."""
         return maps.pos_embed_map(old, new, dim=dim, **self.interpolation(mode, antialias))
 
-    def rel_pos_table(self, old: Size, new: Size, suffix: int = 0, dim: int = 0, flat: bool = True) -> Resample:
+    def rel_pos_table(
+        self,
+        old: Size,
+        new: Size,
+        suffix: int = 0,
+        dim: int = 0,
+        flat: bool = True,
+        *,
+        mode: str = "geometric",
+        antialias: bool = True,
+    ) -> Resample:
         """Map a relative position bias table between windows: ((2h-1)*(2w-1) + suffix, heads) if flat."""
         return maps.rel_pos_table(
             old,
@@ -52,8 +62,8 @@ class Maps:
             dim=dim,
             flat=flat,
             suffix=suffix,
-            mode=self.request.table_mode,
-            antialias=self.request.antialias is not False,
+            mode=self.request.table_mode or mode,
+            antialias=antialias if self.request.antialias is None else self.request.antialias,
         )
 
     def patch_kernel(self, old: Size, new: Size, *, mode: str = "bicubic", antialias: bool = True) -> Resample:

@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 
 from timm_resize.core.context import Context, Invalid, check_options
 from timm_resize.core.dry_run import CannotRun, failure, misfit, other_linear, strangers
-from timm_resize.core.find import TRAIT, Walk, current_size, refuse_state, root_handler, walk
+from timm_resize.core.find import TRAIT, Walk, current_size, refuse_state, root_handler, walk, whole_models
 from timm_resize.core.hidden import parameters, tied_elsewhere, unwrap
 from timm_resize.core.memory import memory_note
 from timm_resize.core.plan import MISSING, Change, ResizePlan, same_value
@@ -121,13 +121,11 @@ def _is_size_free(ctx: Context, handler: Handler | None) -> bool:
 
 
 def _options(root: nn.Module, handler: Handler | None) -> Sequence[str]:
-    """Return the options of a model: its own, and of one of another library those of the models that it holds."""
+    """Return the options of a model, and of those that one of another library holds."""
     if handler is None:
         return "window_size", "patch_size"
-    if handler.size is None:
-        return handler.options
-    inside = (handler_for(cls) for cls in {type(module) for module in root.modules()})
-    return sorted({option for h in inside if h is not None and h.is_model for option in h.options})
+    inside = [handler_for(type(module)) for _, module in whole_models(root)[1:]]
+    return sorted({option for h in (handler, *inside) if h is not None for option in h.options})
 
 
 LARGE = 2048

@@ -52,7 +52,7 @@ class Request:
         window_policy: "timm", "keep" or "scale".
         mode: Interpolation for position embeddings and token mixing, None for the family's.
         antialias: Antialias it (torch: also the other cubic kernel when it grows), None for the family's.
-        table_mode: Interpolation of bias tables: "geometric" or one of `resample.MODES`.
+        table_mode: Interpolation of bias tables: "geometric" or one of `resample.MODES`, None for the family's.
         constructing: Aim for the structure of the constructor, not for that of `set_input_size`.
         options: Family keywords as given: window_size, window_ratio, always_partition ….
         copies: Parts of the model that were copied to run for shapes, with their copies, by the part's id.
@@ -63,7 +63,7 @@ class Request:
     window_policy: str = "timm"
     mode: str | None = None
     antialias: bool | None = None
-    table_mode: str = "geometric"
+    table_mode: str | None = None
     constructing: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     copies: dict[int, tuple[nn.Module, nn.Module]] = field(default_factory=dict, compare=False, repr=False)
@@ -118,7 +118,7 @@ def make_request(
         window_policy=window_policy,
         mode=mode if interpolation in (None, "geometric") else interpolation,
         antialias=smooth if antialias is None else bool(antialias),
-        table_mode=interpolation or "geometric",
+        table_mode=interpolation,
         constructing=constructing,
         options={k: v for k, v in options.items() if v is not None},
     )

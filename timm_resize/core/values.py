@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ def model_writes(root: nn.Module, plan: ResizePlan, maps: dict[nn.Parameter, Res
     modules = plan.modules(root)
     tensors = {**new_buffers(modules, plan), **_resampled(modules, plan, chain, changed)}
     writes: Writes = []
-    copies: dict[int, object] = {}  # one value that a plan gives to many modules, such as a config, stays one
+    copies: dict[int, Any] = {}  # what a plan gives to many modules, such as a config and the parts of it, stays one
     for change in plan:
         module = modules[change.path]
         if change.kind == "parameter":
@@ -38,9 +39,7 @@ def model_writes(root: nn.Module, plan: ResizePlan, maps: dict[nn.Parameter, Res
         elif change.kind == "buffer":
             writes.append(partial(Transaction.buffer, module=module, name=change.name, new=tensors[change.key]))
         else:
-            value = copies[id(change.new)] if id(change.new) in copies else own(change.new)
-            copies[id(change.new)] = value
-            writes.append(partial(Transaction.attribute, owner=module, name=change.name, new=value))
+            writes.append(partial(Transaction.attribute, owner=module, name=change.name, new=own(change.new, copies)))
             hooks = module._forward_pre_hooks
             if change.name == GUARD:
                 writes.append(partial(Transaction.item, mapping=hooks, key=HOOK, new=check_input_size))

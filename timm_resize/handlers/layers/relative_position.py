@@ -13,20 +13,31 @@ TOKEN_ROWS = 3
 """Last rows of a table, where there is a class token: token to patch, patch to token, token to itself."""
 
 
-def resize_bias_table(owner: RelPosBias, ctx: Context, window: Size, *, class_token: bool = False) -> Changes:
+def resize_bias_table(
+    owner: RelPosBias,
+    ctx: Context,
+    window: Size,
+    *,
+    class_token: bool = False,
+    mode: str = "geometric",
+    antialias: bool = True,
+) -> Changes:
     """Resample the `relative_position_bias_table` (rows, heads) of a window, rebuild its index, set what records both.
 
     Args:
         owner: A `RelPosBias`, or a class with the same names for table, index, and the window that they are for.
         window: Window (h, w) wanted.
         class_token: Whether the last three rows are a class token's, which are kept.
+        mode: The family's interpolation.
+        antialias: Likewise.
     """
     if tuple(owner.window_size) == window:
         return
     suffix, heads = TOKEN_ROWS if class_token else 0, owner.relative_position_bias_table.shape[-1]
-    how = ctx.rel_pos_table(tuple(owner.window_size), window, suffix=suffix)
+    how = ctx.rel_pos_table(tuple(owner.window_size), window, suffix=suffix, mode=mode, antialias=antialias)
     yield from ctx.parameter(owner, "relative_position_bias_table", how)
-    yield from rebuild_index(owner, ctx, window, class_token=class_token)
+    if hasattr(owner, "relative_position_index"):  # some make it in each forward
+        yield from rebuild_index(owner, ctx, window, class_token=class_token)
     area, tokens = window[0] * window[1], window[0] * window[1] + class_token
     records = {
         "window_size": window,
