@@ -146,6 +146,18 @@ def root_handler(root: nn.Module) -> Handler | None:
     return handler
 
 
+def whole_models(root: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return a model, by the path '', and where it is another library's the models that it holds, by theirs."""
+    own = root_handler(root)
+    found = [("", root)]
+    if own is not None and own.size is not None:
+        for path, module, _ in walk(root)[1:]:
+            handler = handler_for(type(module))
+            if handler is not None and handler.is_model:
+                found.append((path, module))
+    return found
+
+
 def _origin_handler(architecture: str) -> Handler | None:
     """Return the handler of the class that a registered name builds, by the module of its entry point."""
     if not is_model(architecture):

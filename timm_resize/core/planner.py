@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -17,7 +15,7 @@ from timm_resize.core.find import TRAIT, Walk, current_size, refuse_state, root_
 from timm_resize.core.hidden import parameters, tied_elsewhere, unwrap
 from timm_resize.core.memory import memory_note
 from timm_resize.core.plan import MISSING, Change, ResizePlan, same_value
-from timm_resize.core.registry import Handler, handler_for
+from timm_resize.core.registry import Handler, handler_for, takes_img_size
 from timm_resize.core.request import Request, ResizeOptions, make_request, nothing_asked
 from timm_resize.errors import InvalidSizeError, ResizeError, UnsupportedModelError
 from timm_resize.geometry import Size, SizeLike, short
@@ -170,14 +168,6 @@ def shapes_at(
         return {c.key: c.new for c in _changes(ctx, root_handler(root)) if c.kind != "attribute"}
     except (Invalid, ResizeError):
         return None
-
-
-def _takes_img_size(cls: type) -> bool:
-    """Whether the class's constructor has `img_size`."""
-    return "img_size" in inspect.signature(cls).parameters
-
-
-takes_img_size: Callable[[type], bool] = functools.cache(_takes_img_size)
 
 
 def _bookkeeping(ctx: Context, root: nn.Module, new: Size) -> list[Change]:

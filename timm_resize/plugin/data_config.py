@@ -8,7 +8,7 @@ from typing import Any
 import timm.utils.onnx  # noqa: F401  (that `found` finds it; needs no onnx)
 from torch import nn
 
-from timm_resize.core.find import current_size, find_model
+from timm_resize.core.find import current_size, find_model, whole_models
 from timm_resize.errors import ResizeError
 from timm_resize.plugin.patch import stock
 
@@ -34,7 +34,8 @@ def data_config(model: nn.Module, **args: Any) -> dict[str, Any]:
     size = current_size(root)
     if size is not None and args.get("img_size") is None:
         args = {"input_size": (args.get("in_chans") or args.get("chans") or channels, *size), **args}
-    return stock("timm.data.config.resolve_data_config")(args, None, root)
+    timms = next((model for _, model in whole_models(root) if getattr(model, "pretrained_cfg", None)), root)
+    return stock("timm.data.config.resolve_data_config")(args, None, timms)
 
 
 def resolve_data_config(

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-from timm_resize.core.find import current_size, root_handler
+from timm_resize.core.find import current_size, root_handler, whole_models
 from timm_resize.core.plan import submodule
 from timm_resize.core.planner import plan_to, shapes_at
 from timm_resize.errors import CheckpointError
@@ -75,15 +75,17 @@ def _first_fitting(geometries: list[Geometry], state_dict: Mapping[str, object],
 def _with_windows(options: list[Geometry], state_dict: Mapping[str, object], root: nn.Module) -> Iterator[Geometry]:
     """Yield geometries as they are, then each with the windows that the checkpoint's tables have."""
     yield from options
-    handler = root_handler(root)
-    if handler is not None and "window_size" in handler.options:
+    handlers = (root_handler(model) for _, model in whole_models(root))
+    if any(handler is not None and "window_size" in handler.options for handler in handlers):
         for each in options:
             size = parse_size(each["img_size"]) if "img_size" in each else None
             if windows := windows_of(state_dict, root, size):
                 yield {**each, "window_size": windows}
 
 
-_TABLE = re.compile(r"(?:layers|stages)[._](\d+)\.blocks\.\d+\.attn\.(relative_position_bias_table|attention_biases)$")
+_TABLE = re.compile(
+    r"(?:.*\.)?(?:layers|stages)[._](\d+)\.blocks\.\d+\.attn\.(relative_position_bias_table|attention_biases)$"
+)
 """Names of tables in models whose `window_size` is one per stage."""
 
 
@@ -145,14 +147,17 @@ def candidates(
 
 
 def patch_size(root: nn.Module) -> SizeLike | None:
-    """Return the patch size of the model's patch embedding, None when it has none."""
-    return getattr(getattr(root, "patch_embed", None) or getattr(root, "stem", None), "patch_size", None)
+    """Return the patch size of the model's patch embedding, or of the model's in it, None when it has none."""
+    models = [model for _, model in whole_models(root)]
+    embeds = (getattr(model, "patch_embed", None) or getattr(model, "stem", None) for model in models)
+    return next(filter(None, (getattr(embed, "patch_size", None) for embed in embeds)), None)
 
 
 def patch_of(state_dict: Mapping[str, object], root: nn.Module) -> Size | None:
     """Return the checkpoint's patch size where its patch projection has another kernel than the model's."""
     own = root.state_dict(keep_vars=True)
-    for key in ("patch_embed.proj.weight", "stem.proj.weight"):
+    starts = [f"{path}." if path else "" for path, _ in whole_models(root)]
+    for key in (start + name for start in starts for name in ("patch_embed.proj.weight", "stem.proj.weight")):
         weight = state_dict.get(key)
         if key in own and isinstance(weight, Tensor) and weight.dim() == 4 and weight.shape[2:] != own[key].shape[2:]:
             return int(weight.shape[2]), int(weight.shape[3])
