@@ -7,17 +7,18 @@ from timm_resize.core.registry import families, register, registry, unregister
 from timm_resize.errors import CheckpointError, InvalidSizeError, ResizeError, StalePlanError, UnsupportedModelError
 from timm_resize.hub.push import push_to_hub
 from timm_resize.hub.save import save_pretrained
-from timm_resize.multi_size import MultiSize, at_size
+from timm_resize.multi_size import MultiSize
 from timm_resize.plugin.create_model import create_model
 from timm_resize.plugin.data_config import data_config
 from timm_resize.plugin.install import install, uninstall
 from timm_resize.resample import AxisMap, Resample
-from timm_resize.resize import nearest_sizes, plan_resize, resize_
+from timm_resize.resize import at_size, nearest_sizes, plan_resize, resize_
 from timm_resize.training import (
     ProgressiveResize,
     SizeSchedule,
     freeze_unresized_,
     param_groups,
+    recalibrate_,
     resampled,
     resize_ddp,
     resize_fsdp,
@@ -58,6 +59,7 @@ __all__ = [
     "param_groups",
     "plan_resize",
     "push_to_hub",
+    "recalibrate_",
     "register",
     "registry",
     "resampled",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from operator import is_
 from typing import Any
@@ -17,16 +16,14 @@ from timm_resize.core.apply import planned_checks
 from timm_resize.core.buffers import new_buffers
 from timm_resize.core.caches import Seen
 from timm_resize.core.copies import own, shallow_copy
-from timm_resize.core.find import current_size, find_model
-from timm_resize.core.hidden import parameters, refuse_shared
-from timm_resize.core.history import touched
+from timm_resize.core.find import find_model
 from timm_resize.core.locks import Lock
 from timm_resize.core.memory import check_memory
-from timm_resize.core.plan import CACHE, ResizePlan, tensor_of
+from timm_resize.core.plan import CACHE, Change, Rebuild, ResizePlan, tensor_of
 from timm_resize.core.planner import plan_to
 from timm_resize.core.request import ResizeOptions, make_request
-from timm_resize.core.transaction import resizing, set_attribute, write_all
-from timm_resize.core.values import like_parameter, model_writes
+from timm_resize.core.transaction import set_attribute
+from timm_resize.core.values import like_parameter
 from timm_resize.errors import ResizeError
 from timm_resize.geometry import Size, SizeLike, parse_size
 from timm_resize.resample import Resample
@@ -78,7 +75,7 @@ class MultiSize(nn.Module):
 
     Per size only what depends on the size exists, derived from the model's own tensors: on first use, kept up to
     `max_bytes` (the least recently used go first), and derived anew when a weight changes. Everything else is shared,
-    running statistics included: a size's model copies module objects, not tensors.
+    running statistics included until `recalibrate_` measures them: a size's model copies module objects, not tensors.
 
     A change of a weight is seen by its value on the CPU. Elsewhere torch's own count of writes tells, which an in-place
     write through `.data` escapes: call `clear()` after one.
@@ -118,6 +115,7 @@ class MultiSize(nn.Module):
         self.max_bytes = max_bytes
         self.options = options
         make_request(type(self._root).__name__, **options)
+        self._statistics: dict[Size, tuple[Change, ...]] = {}
         self._reset()
         self._register_load_state_dict_pre_hook(_add_prefix)
 
@@ -172,6 +170,24 @@ class MultiSize(nn.Module):
             return _assemble(root, kept.plan, kept.copied, tensors)
         return kept.model
 
+    def set_statistics(self, img_size: SizeLike, values: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Give a size batch-norm statistics of its own, as `recalibrate_` does: path in `model` → mean, variance.
+
+        They are no part of the state dict, which is the plain model's. Other sizes keep theirs, or the model's.
+        """
+        changes = []
+        size, inside = parse_size(img_size, "img_size", type(self._root).__name__), f"{self._path}." * bool(self._path)
+        for path, pair in values.items():
+            if not path.startswith(inside):
+                raise ResizeError(f"MultiSize: {path} is not in the model at {self._path}, and all sizes share it.")
+            for name, value in zip(("running_mean", "running_var"), pair, strict=True):
+                shape, how = tuple(value.shape), Rebuild(_Given(value), label="measured")
+                changes.append(Change(path.removeprefix(inside), name, "buffer", shape, shape, how))
+        with self._making:
+            self._statistics = {**self._statistics, size: tuple(changes)}
+            with self._lock:
+                self._kept.pop(size, None)
+
     def clear(self) -> None:
         """Forget every size's tensors."""
         with self._lock:
@@ -208,6 +224,7 @@ class MultiSize(nn.Module):
         """Make what is kept for a size, with tensors of `old` where what they were computed from is as it was."""
         root = self._root
         plan = _plan(root, size, self.options)
+        plan = replace(plan, changes=(*plan.changes, *self._statistics.get(size, ())))
         copied = _held(root, plan)
         seen = [_state(m) for m in copied.values()]
         with self._lock:  # sizes share what tells a change
@@ -260,6 +277,16 @@ class MultiSize(nn.Module):
     ) -> Iterator[tuple[str, Tensor]]:
         """Yield the plain model's buffers by its names."""
         return self.model.named_buffers(prefix, recurse, remove_duplicate)
+
+
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """The rule of a buffer that was measured."""
+
+    value: Tensor
+
+    def __call__(self, *, device: torch.device, dtype: torch.dtype) -> Tensor:
+        return self.value.to(device, dtype)
 
 
 def _add_prefix(state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
@@ -355,47 +382,3 @@ def _read(root: nn.Module, plan: ResizePlan) -> list[Tensor]:
 def _unchanged(module: nn.Module, seen: list[object]) -> bool:
     now = _state(module)
     return len(now) == len(seen) and all(map(is_, now, seen))
-
-
-@contextmanager
-def at_size(model: nn.Module, img_size: SizeLike, **options: Unpack[ResizeOptions]) -> Iterator[ResizePlan]:
-    """Resize a model for the length of a `with` block; yields the plan.
-
-    Afterwards, also after an exception, every bit and attribute is as before. If the block trained a tensor that
-    depends on the size, the model is resized back instead, which keeps what was learnt. As with `resize_`, no other
-    thread may run the model or back-propagate through it meanwhile; `MultiSize` is for that.
-
-    Args:
-        model: A timm model, or something that holds exactly one.
-        img_size: An int or (H, W) in pixels.
-        **options: As for `plan_resize`.
-
-    Raises:
-        InvalidSizeError: The size cannot work; nothing has changed.
-
-    Example:
-        >>> import timm, timm_resize, torch
-        >>> model = timm.create_model("resmlp_12_224").eval()
-        >>> with timm_resize.at_size(model, 96):
-        ...     model(torch.randn(1, 3, 96, 96)).shape
-        torch.Size([1, 1000])
-        >>> model.stem.img_size
-        (224, 224)
-    """
-    root = find_model(model)
-    size = current_size(root)
-    with resizing():
-        plan = plan_to(root, img_size, **options)
-        refuse_shared(root, parameters(root, plan))
-        undo = write_all(model_writes(root, plan, {}))
-    try:
-        yield plan
-    finally:
-        with resizing():
-            if not touched(root) and current_size(root) == plan.new_size:
-                undo()
-                for change in plan:
-                    if change.old is CACHE:  # of a weight that the block may have trained
-                        root.get_submodule(change.path).__dict__[change.name] = {}
-            elif size is not None:
-                write_all(model_writes(root, plan_to(root, size), {}))

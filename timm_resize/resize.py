@@ -1,7 +1,9 @@
-"""Resize a model in memory: look at what would change, change it, find the sizes that work."""
+"""Resize a model in memory: look at what would change, change it, for good or for a while, find the sizes that work."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal
 
@@ -12,10 +14,12 @@ from timm_resize.core.apply import apply_plan
 from timm_resize.core.find import current_size, find_model
 from timm_resize.core.followers import Ema, Optimizers, check_optimizer, several
 from timm_resize.core.hidden import parameters, refuse_shared
-from timm_resize.core.plan import ResizePlan
+from timm_resize.core.history import touched
+from timm_resize.core.plan import CACHE, ResizePlan
 from timm_resize.core.planner import nearest_valid, plan_to
 from timm_resize.core.request import ResizeOptions, make_request
-from timm_resize.core.transaction import resizing
+from timm_resize.core.transaction import resizing, write_all
+from timm_resize.core.values import model_writes
 from timm_resize.errors import ResizeError
 from timm_resize.geometry import Size, SizeLike
 
@@ -103,6 +107,50 @@ def plan_resize(model: nn.Module, img_size: SizeLike | None = None, **options: U
           pos_embed  parameter  1x197x192 -> 1x561x192  resampled: bicubic antialias
     """
     return plan_to(find_model(model), img_size, **options)
+
+
+@contextmanager
+def at_size(model: nn.Module, img_size: SizeLike, **options: Unpack[ResizeOptions]) -> Iterator[ResizePlan]:
+    """Resize a model for the length of a `with` block; yields the plan.
+
+    Afterwards, also after an exception, every bit and attribute is as before. If the block trained a tensor that
+    depends on the size, the model is resized back instead, which keeps what was learnt. As with `resize_`, no other
+    thread may run the model or back-propagate through it meanwhile; `MultiSize` is for that.
+
+    Args:
+        model: A timm model, or something that holds exactly one.
+        img_size: An int or (H, W) in pixels.
+        **options: As for `plan_resize`.
+
+    Raises:
+        InvalidSizeError: The size cannot work; nothing has changed.
+
+    Example:
+        >>> import timm, timm_resize, torch
+        >>> model = timm.create_model("resmlp_12_224").eval()
+        >>> with timm_resize.at_size(model, 96):
+        ...     model(torch.randn(1, 3, 96, 96)).shape
+        torch.Size([1, 1000])
+        >>> model.stem.img_size
+        (224, 224)
+    """
+    root = find_model(model)
+    size = current_size(root)
+    with resizing():
+        plan = plan_to(root, img_size, **options)
+        refuse_shared(root, parameters(root, plan))
+        undo = write_all(model_writes(root, plan, {}))
+    try:
+        yield plan
+    finally:
+        with resizing():
+            if not touched(root) and current_size(root) == plan.new_size:
+                undo()
+                for change in plan:
+                    if change.old is CACHE:  # of a weight that the block may have trained
+                        root.get_submodule(change.path).__dict__[change.name] = {}
+            elif size is not None:
+                write_all(model_writes(root, plan_to(root, size), {}))
 
 
 def nearest_sizes(model: nn.Module, img_size: SizeLike, **options: Unpack[ResizeOptions]) -> list[Size]:
