@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 
@@ -22,6 +24,7 @@ def _one_thread():
     import torch
 
     torch.set_num_threads(1)  # the models are tiny; one thread per worker is fastest
+    gc.freeze()  # what was imported, a million objects, is not searched in every resize for who holds a Parameter
 
 
 @pytest.fixture(autouse=True)
