@@ -11,6 +11,7 @@ import timm
 import torch
 import torch.distributed as dist
 import torch.distributed.fsdp
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
 import timm_resize
@@ -48,7 +49,7 @@ def replicated(rank):
     step((64, 64))
     table = model.pos_embed
     for size in ((96, 96), (48, 64)):
-        ddp = timm_resize.resize_ddp(ddp, size, optimizer=optimizer)
+        assert timm_resize.resize_ddp(ddp, size, optimizer=optimizer) is ddp
         assert ddp.find_unused_parameters
         assert ddp.module is model
         assert model.pos_embed is table
@@ -58,10 +59,39 @@ def replicated(rank):
         mine = p.detach().clone()
         dist.broadcast(mine, 0)
         assert torch.equal(mine, p)
-    given = {"static_graph": True, "gradient_as_bucket_view": True}
-    again = timm_resize.resize_ddp(DistributedDataParallel(model, **given), 64)
-    assert {name: getattr(again, name) for name in given} == given
+    settings(model)
     return texts
+
+
+def settings(model):
+    """A wrapper's settings and hooks are what they were, and what cannot be kept is refused."""
+    sizes = []
+
+    def hook(state, bucket):
+        sizes.append(bucket.buffer().numel())
+        return allreduce_hook(state, bucket)
+
+    group = dist.new_group([0, 1])
+    ddp = DistributedDataParallel(
+        model, process_group=group, bucket_cap_mb=7, static_graph=True, gradient_as_bucket_view=True
+    )
+    ddp.register_comm_hook(None, hook)
+    ddp.register_forward_hook(lambda *_: sizes.append("forward"))
+    for size in (48, 64, 80):
+        timm_resize.resize_ddp(ddp, size)
+        sizes.clear()
+        ddp(torch.randn(2, 3, size, size)).square().mean().backward()
+        assert sizes[0] == "forward"
+        assert sum(sizes[1:]) == sum(p.numel() for p in model.parameters())
+    data = ddp._get_ddp_logging_data()
+    assert (data["bucket_cap_bytes"], data["static_graph"], data["gradient_as_bucket_view"]) == (7 << 20, 1, 1)
+    assert ddp.process_group is group
+    del ddp
+    built_in = DistributedDataParallel(model)
+    built_in._register_builtin_comm_hook(dist.BuiltinCommHookType.ALLREDUCE)
+    with pytest.raises(timm_resize.UnsupportedModelError, match="ALLREDUCE cannot be asked for again"):
+        timm_resize.resize_ddp(built_in, 96)
+    assert model.patch_embed.img_size == (80, 80)
 
 
 def sharded(rank):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -24,10 +25,11 @@ def resize_ddp(
     ema: Ema | None = None,
     **options: Unpack[ResizeOptions],
 ) -> DistributedDataParallel:
-    """Resize the model inside a DistributedDataParallel, and wrap it again as it was wrapped.
+    """Resize the model inside a DistributedDataParallel, whose gradient buckets are made anew.
 
-    Call it on every rank, between steps. The Parameters are the same objects; the wrapper, whose gradient buckets are
-    of the old shapes, is a new one: use what is returned from then on.
+    Call it on every rank, between steps. Parameters and wrapper are the same objects, so whatever else holds them goes
+    on: an optimizer, `accelerate`'s own lists. Every setting of the wrapper stays, its communication hooks among them,
+    with what they keep.
 
     Args:
         model: The wrapper.
@@ -37,30 +39,40 @@ def resize_ddp(
         **options: As for `plan_resize`.
 
     Returns:
-        A new wrapper around the same module.
+        The wrapper.
 
     Raises:
-        UnsupportedModelError: Not a DistributedDataParallel.
-        InvalidSizeError: The size cannot work; nothing has changed, and the old wrapper goes on working.
+        UnsupportedModelError: Not a DistributedDataParallel, or one that keeps copies of old shapes.
+        InvalidSizeError: The size cannot work; nothing has changed.
     """
     if not isinstance(model, DistributedDataParallel):
         raise UnsupportedModelError(
             f"{type(model).__name__}: not a DistributedDataParallel. Use timm_resize.resize_ for a plain model, "
             "timm_resize.resize_fsdp for one that fully_shard sharded."
         )
-    module = model.module
-    resize_(module, img_size, optimizer=optimizer, ema=ema, **options)
-    return DistributedDataParallel(
-        module,
-        device_ids=model.device_ids,
-        output_device=model.output_device,
-        dim=model.dim,
-        broadcast_buffers=model.broadcast_buffers,
-        process_group=model.process_group,
-        find_unused_parameters=model.find_unused_parameters,
-        gradient_as_bucket_view=model.gradient_as_bucket_view,
-        static_graph=model.static_graph,
-    )
+    _refuse_copies(model)
+    resize_(model.module, img_size, optimizer=optimizer, ema=ema, **options)
+    model.__setstate__(dict(model.__dict__))  # as unpickling does: the same settings, another reducer
+    model._has_rebuilt_buckets = model._static_graph_delay_allreduce_enqueued = False  # it has seen no step yet
+    for hook, state in model._comm_hooks:
+        dist._register_comm_hook(model.reducer, state, hook)
+    return model
+
+
+def _refuse_copies(model: DistributedDataParallel) -> None:
+    """Raise UnsupportedModelError for settings whose tensors, or whose very choice, the wrapper does not give away."""
+    hook = model._get_ddp_logging_data().get("comm_hook")
+    reasons = {
+        "mixed_precision=": "keeps a copy of each parameter" if model.mixed_precision is not None else "",
+        "delay_all_reduce_named_params=": "keeps a buffer of gradients" if model._delay_all_reduce_params else "",
+        f"the built-in hook {hook}": "cannot be asked for again" if hook and not model._comm_hooks else "",
+    }
+    for what, why in reasons.items():
+        if why:
+            raise UnsupportedModelError(
+                f"DistributedDataParallel: {what} {why}. Resize model.module and wrap it again as it was.",
+                model="DistributedDataParallel",
+            )
 
 
 def resize_fsdp(
