@@ -11,10 +11,11 @@ from torch import nn
 
 from timm_resize.core.copies import meta_copy
 from timm_resize.core.find import current_size as current_size  # for handlers of what holds a model
-from timm_resize.core.find import walk
+from timm_resize.core.find import find_model as find_model
+from timm_resize.core.find import model_handler, walk
 from timm_resize.core.hidden import View, unwrap
 from timm_resize.core.plan import MISSING as MISSING  # for handlers, which import from here
-from timm_resize.core.plan import Change
+from timm_resize.core.plan import Change as Change
 from timm_resize.core.plan import Rebuild as Rebuild
 from timm_resize.core.plan import Reinitialise as Reinitialise
 from timm_resize.core.registry import Handler, handler_for
@@ -89,7 +90,7 @@ class Context(Tensors):
             UnsupportedModelError: Its type has no handler, or one that returns something else.
             ResizeError: A keyword that its handler does not take, or lacks.
         """
-        handler = handler_for(type(module))
+        handler = handler_for(type(module)) or model_handler(module)  # a feature wrapper has its model's
         if handler is None:
             raise self._unsupported(
                 f"{self.path(module)} is a {type(module).__name__}, which has no handler. Put the layer that it stands "
@@ -100,12 +101,24 @@ class Context(Tensors):
         self.skip(module)
         if handler.is_model:
             self.models.append(module)
-        result = yield from self._run(handler, module, **geometry)
+            result = yield from self._on_its_own(handler, module, **geometry)
+        else:
+            result = yield from self._run(handler, module, **geometry)
         if returns is not None and not isinstance(result, returns):
             raise UnsupportedModelError(
                 f"{type(self.root).__name__}: the handler of {type(module).__name__} ({self.path(module)}) returns "
                 f"{result!r}, and its model needs {returns.__name__}. End it with return {returns.__name__}(...)."
             )
+        return result
+
+    def _on_its_own(self, handler: Handler, model: nn.Module, **geometry: Any) -> Changes:
+        """Run the handler of a model inside the root, with that model as the root, and visit what it leaves."""
+        outer, self.root = self.root, model
+        try:
+            result = yield from self._run(handler, model, **geometry)
+            yield from self.visit_rest()
+        finally:
+            self.root = outer
         return result
 
     def _run(self, handler: Handler, module: nn.Module, **geometry: Any) -> Changes:
@@ -140,8 +153,10 @@ class Context(Tensors):
     def visit_rest(self) -> Changes:
         """Visit every module with a handler that no handler has visited, outermost first."""
         found: dict[type, Handler | None] = {}
-        index = 1
-        while index < len(self._modules):
+        places = (i for i, (_, module, _) in enumerate(self._modules) if module is self.root)
+        index = next(places, 0)
+        end_of_root, index = self._modules[index][2], index + 1
+        while index < end_of_root:
             path, module, end = self._modules[index]
             if id(module) in self._visited:
                 index = end  # what is inside a visited module counts as visited, too

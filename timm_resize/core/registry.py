@@ -98,6 +98,14 @@ def _is_model_class(cls: type) -> bool:
 is_model_class: Callable[[type], bool] = functools.cache(_is_model_class)
 
 
+def _takes_img_size(cls: type) -> bool:
+    """Whether the class's constructor has `img_size`."""
+    return "img_size" in inspect.signature(cls).parameters
+
+
+takes_img_size: Callable[[type], bool] = functools.cache(_takes_img_size)
+
+
 class Registry:
     """The handlers of one process, by module class. Any thread may read and write it."""
 

@@ -9,13 +9,13 @@ made other models of them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig
 
-from timm_resize.core.context import Changes, Context
+from timm_resize.core.context import Change, Changes, Context
 from timm_resize.geometry import Size
 
 SizeValue = int | Sequence[int]
@@ -48,10 +48,15 @@ def like(value: SizeValue, size: Size) -> SizeValue:
 
 
 def plan_model(model: nn.Module, ctx: Context) -> Changes:
-    """Give every module that holds a configuration a copy of it with the new image size; layers have their handlers.
+    """Write the new image size into the configuration of a model whose layers have their own handlers.
 
     A list, as files have it, stays a list. Otherwise a square size is one number, another one (height, width).
     """
+    yield from plan_configs(ctx, lambda config: _set_size(config, ctx.new_size))
+
+
+def plan_configs(ctx: Context, write: Callable[[Any], None]) -> Changes:
+    """Give every module that holds a configuration a copy of it, which `write` has changed."""
     held = [
         (module, name, value)
         for module in ctx.root.modules()
@@ -62,11 +67,11 @@ def plan_model(model: nn.Module, ctx: Context) -> Changes:
     before, after = copy.deepcopy(list(old.values())), copy.deepcopy(list(old.values()))
     copies = {key: pair for key, *pair in zip(old, before, after, strict=True)}
     for config in after:
-        _set_size(config, ctx.new_size)
+        write(config)
     for module, name, value in held:
-        was, now = copies[id(value)]
-        for change in ctx.attribute(module, **{name: now}):
-            yield replace(change, old=was)  # so that a plan is stale once somebody else writes to the configuration
+        was, now = copies[id(value)]  # a copy of the old one, so that a plan is stale once somebody else writes to it
+        if vars(was) != vars(now):  # configurations are equal already where their declared fields are
+            yield Change(ctx.path(module), name, "attribute", was, now)
 
 
 def plan_square_model(model: nn.Module, ctx: Context) -> Changes:
