@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -14,8 +14,10 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from timm_resize.core.apply import apply_plan
 from timm_resize.core.copies import meta_copy
 from timm_resize.core.find import current_size, find_model
+from timm_resize.core.plan import ResizePlan
 from timm_resize.errors import ResizeError
 from timm_resize.geometry import Size, SizeLike, ceil_div, parse_size, text
 
@@ -45,6 +47,10 @@ class Cost:
     flops: int
     parameters: int
     attention: tuple[int, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the attributes by name, for JSON."""
+        return asdict(self)
 
 
 def measure(model: nn.Module, img_size: SizeLike | None = None) -> Cost:
@@ -91,6 +97,31 @@ def measure(model: nn.Module, img_size: SizeLike | None = None) -> Cost:
         parameters=sum(p.numel() for p in copy.parameters()),
         attention=tuple(scores.attention()),
     )
+
+
+def before_and_after(model: nn.Module, plan: ResizePlan) -> tuple[Cost, Cost]:
+    """Return what one image costs before and after a plan. Reads the model only.
+
+    Args:
+        model: The model that the plan was made for.
+        plan: Not applied yet.
+
+    Raises:
+        StalePlanError: The plan is not of this model as it is now.
+        ResizeError: As `measure`.
+
+    Example:
+        >>> import timm, timm_resize, timm_resize.cost
+        >>> model = timm.create_model("vit_tiny_patch16_224", device="meta")
+        >>> costs = timm_resize.cost.before_and_after(model, timm_resize.plan_resize(model, 384))
+        >>> [cost.tokens for cost in costs]
+        [(197,), (577,)]
+    """
+    root = find_model(model)
+    plan.check(root)
+    copy = meta_copy(root)
+    apply_plan(copy, plan)
+    return measure(root), measure(copy)
 
 
 def _channels(model: nn.Module) -> int:

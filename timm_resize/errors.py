@@ -62,8 +62,12 @@ class CheckpointError(ResizeError, RuntimeError):
 def near_names(name: str, known: Iterable[str], limit: int = 3) -> str:
     """Return known names close to `name` as a comma-separated list, '' when none is close.
 
+    Those that begin with it are closest: 'swin' is no near match of 'swin_tiny_patch4_window7_224' otherwise.
+
     Example:
-        >>> near_names("bicubik", ["bicubic", "bilinear", "nearest"])
-        'bicubic'
+        >>> near_names("bicubik", ["bicubic", "bilinear", "nearest"]), near_names("bi", ["bicubic", "bilinear"])
+        ('bicubic', 'bicubic, bilinear')
     """
-    return ", ".join(difflib.get_close_matches(name, list(known), n=limit, cutoff=0.6))
+    names = list(known)
+    begin = [each for each in names if name and each.startswith(name)]
+    return ", ".join(begin[:limit] or difflib.get_close_matches(name, names, n=limit, cutoff=0.6))

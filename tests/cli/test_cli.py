@@ -8,10 +8,12 @@ import os
 import runpy
 import socket
 import sys
+from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
+from huggingface_hub.utils import LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -264,7 +266,7 @@ def test_force(capsys, tmp_path):
     status, out, err = run(capsys, *argv, 128)
     assert (status, out) == (2, "")
     assert err == (
-        f"timm-resize: error: convert: --output={tmp_path} already holds model.safetensors and config.json. "
+        f"timm-resize convert: error: --output {tmp_path} already holds model.safetensors and config.json. "
         "Use --force to overwrite.\n"
     )
     assert (tmp_path / "model.safetensors").read_bytes() == before
@@ -272,44 +274,48 @@ def test_force(capsys, tmp_path):
     assert load_file(tmp_path / "model.safetensors")["pos_embed"].shape == (1, 65, 192)
 
 
-HELP = "Use img_size=224 for a square, or img_size=(192, 256) for height and width."
+HELP = "Use --img-size 224 for a square, or --img-size 192x256 for height and width."
 OUT = ("--img-size", "96", "--output", "out")
 
 
 @pytest.mark.parametrize(
     ("argv", "text"),
     [
-        (("plan", *TINY, "--img-size", "0"), f"VisionTransformer: img_size=0 has a side below 1. {HELP}"),
-        (("plan", *TINY, "--img-size", "-224"), f"VisionTransformer: img_size=-224 has a side below 1. {HELP}"),
+        (("plan", *TINY, "--img-size", "0"), f"VisionTransformer: --img-size 0 has a side below 1. {HELP}"),
+        (("plan", *TINY, "--img-size", "-224"), f"VisionTransformer: --img-size -224 has a side below 1. {HELP}"),
         (
             ("plan", *TINY, "--img-size", "3x224x224"),
-            f"VisionTransformer: img_size=(3, 224, 224) has 3 numbers, not (height, width). {HELP}",
+            f"VisionTransformer: --img-size 3x224x224 has 3 numbers, not (height, width). {HELP}",
         ),
-        (
-            ("plan", *TINY, "--img-size", "8"),
-            "VisionTransformer: img_size=(8, 8) is smaller than patch_size=16. Use 16.",
-        ),
+        (("plan", *TINY, "--img-size", "8"), "VisionTransformer: --img-size 8 is smaller than patch_size=16. Use 16."),
         (
             ("plan", *TINY, "--img-size", "224", "--window-size", "7"),
-            "VisionTransformer: window_size=7 is not an option of this model. Use img_size, patch_size.",
+            "VisionTransformer: --window-size 7 is not an option of this model. Use img_size, patch_size.",
         ),
         (
             ("plan", "vit_tinny_patch16_224", "--img-size", "224"),
-            "vit_tinny_patch16_224: Unknown model (vit_tinny_patch16_224). Near names: vit_tiny_patch16_224, "
-            "deit_tiny_patch16_224, vit_tiny_patch16_384.",
+            "timm has no model vit_tinny_patch16_224. Did you mean vit_tiny_patch16_224, deit_tiny_patch16_224, "
+            "vit_tiny_patch16_384?",
         ),
         (
             ("plan", "vit_tiny_patch16_224.nope", "--img-size", "224"),
-            "vit_tiny_patch16_224.nope: Invalid pretrained tag (nope) for vit_tiny_patch16_224.",
+            "vit_tiny_patch16_224 has no weights nope. Use one of augreg_in21k, augreg_in21k_ft_in1k.",
+        ),
+        (
+            ("plan", "vit_tiny_patch16_224.augreg_in21", "--img-size", "224"),
+            "vit_tiny_patch16_224 has no weights augreg_in21. Did you mean augreg_in21k, augreg_in21k_ft_in1k?",
+        ),
+        (
+            ("plan", "swin_t", "--img-size", "224"),
+            "timm has no model swin_t. Did you mean swin_tiny_patch4_window7_224?",
         ),
         (
             ("plan", "local-dir:nowhere", "--img-size", "224"),
-            "local-dir:nowhere: Config file not found: nowhere/config.json",
+            "local-dir:nowhere: there is no nowhere/config.json. Give a folder that a model was saved to.",
         ),
         (
             ("plan", "hf-hub:timm/vit_tiny_patch16_224", "--img-size", "224"),
-            "plan: MODEL=hf-hub:timm/vit_tiny_patch16_224 would be downloaded. Give the architecture's name, "
-            "or convert it.",
+            "hf-hub:timm/vit_tiny_patch16_224 would be downloaded. Give the architecture's name, or convert it.",
         ),
         (
             ("plan", "vit_tiny_patch16_224", "--img-size", "224", "--model-kwargs", "nonsense=1"),
@@ -317,29 +323,25 @@ OUT = ("--img-size", "96", "--output", "out")
         ),
         (
             ("convert", "nowhere.pth", *OUT, "--model", "vit_tiny_patch16_224"),
-            "convert: SOURCE=nowhere.pth is not there. Check the path.",
+            "nowhere.pth: there is no such file. Check the path.",
         ),
-        (
-            ("convert", "here.pth", *OUT),
-            "convert: SOURCE=here.pth is a checkpoint file. Give --model=NAME, the timm model it is of.",
-        ),
+        (("convert", "here.pth", *OUT), "here.pth is a checkpoint file. Give --model NAME, the timm model it is of."),
         (
             ("convert", "here.pth", *OUT, "--model", "vit_tiny_patch16_224", "--no-pretrained"),
-            "convert: SOURCE=here.pth with --no-pretrained would not be read. Leave one of them out.",
+            "here.pth would not be read with --no-pretrained. Leave one of them out.",
         ),
         (
             ("convert", "here.safetensors", *OUT, "--model", "vit_tiny_patch16_224"),
-            "convert: SOURCE=here.safetensors cannot be read: (what safetensors says). Give a checkpoint file.",
+            "here.safetensors cannot be read: (what safetensors says). Give a checkpoint file.",
         ),
         (
             ("convert", *TINY, *OUT, "--model", "vit_tiny_patch16_224"),
-            "convert: --model=vit_tiny_patch16_224 goes with a checkpoint file, not vit_tiny_patch16_224. "
-            "Leave it out.",
+            "--model goes with a checkpoint file, not with vit_tiny_patch16_224. Leave it out.",
         ),
-        (("convert", "folder", *OUT), "convert: SOURCE=folder is a folder. Use local-dir:folder."),
+        (("convert", "folder", *OUT), "folder is a folder. Use local-dir:folder."),
         (
             ("convert", *TINY, "--no-pretrained", "--img-size", "96", "--output", "here.pth"),
-            "convert: --output=here.pth is a file. Give a folder.",
+            "--output here.pth is a file. Give a folder.",
         ),
     ],
 )
@@ -352,7 +354,7 @@ def test_errors(argv, text, capsys, tmp_path, monkeypatch):
     with pytest.raises(SafetensorError) as caught:
         load_file("here.safetensors")
     text = text.replace("(what safetensors says)", str(caught.value))
-    assert run(capsys, *argv) == (2, "", f"timm-resize: error: {text}\n")
+    assert run(capsys, *argv) == (2, "", f"timm-resize {argv[0]}: error: {text}\n")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "here.pth", "here.safetensors"]
 
 
@@ -363,15 +365,16 @@ def test_a_file_that_does_not_fit(capsys, tmp_path):
     status, out, err = run(capsys, "convert", tmp_path / "wide.pth", "--model", "vit_tiny_patch16_224", *argv)
     assert (status, out) == (2, "")
     assert err == (
-        f"timm-resize: error: vit_tiny_patch16_224: {tmp_path}/wide.pth fits no square image size. "
-        "Give --source-size=HxW, the size it was saved at.\n"
+        f"timm-resize convert: error: vit_tiny_patch16_224: {tmp_path}/wide.pth fits no square image size. "
+        "Give --source-size HxW, the size it was saved at.\n"
     )
     argv = ("--img-size", 96, "--output", tmp_path / "out", "--source-size", "96x160")
     status, out, err = run(capsys, "convert", tmp_path / "wide.pth", "--model", "vit_tiny_patch16_224", *argv)
     assert (status, out) == (2, "")
     assert err == (
-        "timm-resize: error: VisionTransformer: the checkpoint is of another model: it lacks blocks.1.norm1.weight and "
-        "131 others. Build the model with the arguments that it was saved with (depth, num_classes …).\n"
+        "timm-resize convert: error: VisionTransformer: the checkpoint is of another model: it lacks "
+        "blocks.1.norm1.weight and 131 others. Build the model with the arguments that it was saved with "
+        "(depth, num_classes …).\n"
     )
     assert err.count("\n") == 1
     assert len(err) < 700
@@ -379,26 +382,55 @@ def test_a_file_that_does_not_fit(capsys, tmp_path):
 
 
 def test_a_download_that_fails(capsys, tmp_path, monkeypatch):
-    """Without a network, weights that must be fetched are one line of error too."""
+    """Without a network, weights that must be fetched are one line of error, after one try."""
     from timm.models import _builder
 
-    def offline(*args, **kwargs):
-        raise ConnectionError("We cannot find the requested files.\nPlease check your connection.")
+    from timm_resize.cli import _sources
 
+    tried = []
+
+    def offline(*args, **kwargs):
+        tried.append(args)
+        raise LocalEntryNotFoundError("We cannot find the requested files.\nPlease check your connection.")
+
+    monkeypatch.setattr(_sources, "hf_hub_download", offline)
     monkeypatch.setattr(_builder, "load_state_dict_from_hf", offline)
     status, out, err = run(capsys, "convert", "vit_tiny_patch16_224", "--img-size", 96, "--output", tmp_path / "out")
     assert (status, out) == (2, "")
     assert err == (
-        "timm-resize: error: vit_tiny_patch16_224: We cannot find the requested files. Please check your connection.\n"
+        "timm-resize convert: error: vit_tiny_patch16_224: the Hub cannot be reached, and model.safetensors of "
+        "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k is not on this machine. Check the connection, or give "
+        "--no-pretrained.\n"
     )
+    assert tried == [("timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k", "model.safetensors")]
+
+
+def test_what_cannot_be_is_known_before_a_download(capsys, tmp_path, monkeypatch):
+    """A size that cannot work, or a disk without space, ends a conversion before anything is fetched."""
+    from timm_resize.cli import _sources
+
+    def download(*args, **kwargs):
+        raise AssertionError("a download was tried")
+
+    monkeypatch.setattr(_sources, "hf_hub_download", download)
+    argv = ("convert", "vit_tiny_patch16_224", "--output", tmp_path / "out", "--img-size")
+    status, _, err = run(capsys, *argv, 8)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "--img-size 8 is smaller" in err
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=22_000_000))  # 5.7 M numbers are 23 MB
+    status, _, err = run(capsys, *argv, 96)
+    assert status == 2
+    assert err == (f"timm-resize convert: error: {tmp_path} has 0.0 GB left and 0.0 GB are to be written. Make room.\n")
 
 
 @pytest.mark.parametrize(
     ("argv", "text"),
     [
-        ((), "the following arguments are required: COMMAND"),
-        (("grow",), "argument COMMAND: invalid choice: 'grow'"),
-        (("plan", *TINY), "the following arguments are required: --img-size"),
+        ((), "the following arguments are required: COMMAND."),
+        (("grow", "--x"), "argument COMMAND: 'grow' is not known. Use one of compare, convert, families, inspect"),
+        (("plann",), "argument COMMAND: 'plann' is not known. Did you mean plan?"),
+        (("plan", *TINY), "the following arguments are required: --img-size."),
+        (("plan", *TINY, "--img-sise=224"), "there is no option --img-sise. Did you mean --img-size, --window-size?"),
         (
             ("plan", *TINY, "--img-size", "large"),
             "argument --img-size: 'large' is not a size. Use 384, or 320x448 for height x width.",
@@ -410,41 +442,43 @@ def test_a_download_that_fails(capsys, tmp_path, monkeypatch):
         ),
         (
             ("plan", *TINY, "--img-size", "8", "--window-policy", "sale"),
-            "argument --window-policy: invalid choice: 'sale'",
+            "argument --window-policy: 'sale' is not known. Did you mean scale?",
         ),
     ],
 )
 def test_usage_errors(argv, text, capsys):
-    """A wrong command line exits with status 2, the usage and what is wrong with it."""
+    """A wrong command line exits with status 2 and one line that says what is wrong, and where the usage is."""
     with pytest.raises(SystemExit) as caught:
         main(list(argv))
     assert caught.value.code == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("usage: timm-resize")
-    assert text in err
+    command = " ".join(["timm-resize", *argv[:1]]) if argv[:1] == ("plan",) else "timm-resize"
+    assert err.startswith(f"{command}: error: {text}")
+    assert err.endswith(f" Help: {command} --help\n")
+    assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["plan", "convert", "families"])
+@pytest.mark.parametrize("command", ["plan", "convert", "families", "compare", "inspect", "push"])
 def test_help_has_an_example(command, capsys):
     """Each command's help ends with a command line that its own parser accepts."""
-    from timm_resize.cli import _parser
+    from timm_resize.cli import parser
 
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
     assert caught.value.code == 0
     example = capsys.readouterr().out.rstrip().splitlines()[-1].split()
     assert example[:2] == ["timm-resize", command]
-    assert _parser().parse_args(example[1:]).run is not None
+    assert parser().parse_args(example[1:]).run is not None
 
 
 def test_version(capsys):
-    """The version names what a bug report needs."""
+    """The version names what a bug report needs, as the packages' metadata has it."""
     with pytest.raises(SystemExit) as caught:
         main(["--version"])
     assert caught.value.code == 0
     assert capsys.readouterr().out == (
-        f"timm-resize {timm_resize.__version__} (timm {timm.__version__}, torch {torch.__version__})\n"
+        f"timm-resize {timm_resize.__version__} (timm {timm.__version__}, torch {torch.__version__.split('+')[0]})\n"
     )
 
 
@@ -469,10 +503,10 @@ def test_families(capsys, monkeypatch):
 
 def test_families_on_a_terminal():
     """Where the table is wider than the terminal its cells are wrapped, and keep their words in order."""
-    from timm_resize.cli.families import _table
+    from timm_resize.cli._common import table
 
     rows = [("class", "state"), ("A", "one two three four five six"), ("B", "seven")]
-    assert _table(rows, 19).splitlines() == [
+    assert table(rows, 19).splitlines() == [
         "class  state",
         "-----  ------------",
         "A      one two",
@@ -480,7 +514,7 @@ def test_families_on_a_terminal():
         "       five six",
         "B      seven",
     ]
-    assert _table(rows, None).splitlines()[2] == "A      one two three four five six"
+    assert table(rows, None).splitlines()[2] == "A      one two three four five six"
 
 
 def test_piped(tmp_path):

@@ -61,4 +61,4 @@ def test_the_file_is_python(capsys, name):
 def test_an_unknown_model(capsys):
     """One line says what is wrong."""
     assert main(["new-handler", "no_such_model"]) == 2
-    assert "MODEL=no_such_model is not a model that timm has registered" in capsys.readouterr().err
+    assert "timm has no model no_such_model" in capsys.readouterr().err

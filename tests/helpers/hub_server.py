@@ -1,4 +1,4 @@
-"""A Hub on the loopback: the create, branch, preupload, LFS, commit, info and resolve endpoints, kept in memory."""
+"""A Hub on the loopback: whoami, create, branch, preupload, LFS, commit, info and resolve, kept in memory."""
 
 from __future__ import annotations
 
@@ -104,6 +104,9 @@ class Handler(BaseHTTPRequestHandler):
         parts = path.split("/")
         if path == "api/repos/create":
             self.create()
+        elif path == "api/whoami-v2":
+            known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+            self.answer(200 if known else 401, {"name": "me"} if known else {"error": "Invalid username or password."})
         elif path == "api/validate-yaml":
             front = json.loads(self.read())["content"].split("---")[1]
             bad = [] if isinstance(yaml.safe_load(front), dict) else [{"message": "no metadata"}]

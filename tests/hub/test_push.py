@@ -237,8 +237,11 @@ def test_the_command_line(hub, capsys, monkeypatch):
     ]
     assert main([*args, "me/model"]) == 0
     assert f"pushed {hub.url}/me/model/commit/" in capsys.readouterr().out
-    monkeypatch.setenv("HF_TOKEN", "wrong")
-    assert main([*args, "me/other"]) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("timm-resize: error: push: --repo=me/other:")
-    assert "hf auth login" in error
+    del hub.requests[:]
+    for token, repo in (("wrong", "me/other"), (TOKEN, "me/no name"), (None, "me/other")):
+        monkeypatch.setenv("HF_TOKEN", token) if token else monkeypatch.delenv("HF_TOKEN")
+        assert main([*args, repo]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith(f"timm-resize push: error: --repo {repo}")
+        assert ("hf auth login" in error) is (repo == "me/other")
+    assert [path for _, path in hub.requests] == ["api/whoami-v2"]  # the wrong token's; nothing was built or sent

@@ -263,7 +263,7 @@ def test_what_a_script_says_is_heard(script, caplog):
 def test_a_script_that_is_not_there(capsys):
     """One line, exit status 2."""
     assert main(["run", "nowhere.py"]) == 2
-    assert capsys.readouterr().err == "timm-resize: error: run: SCRIPT=nowhere.py: there is no such file.\n"
+    assert capsys.readouterr().err == "timm-resize run: error: nowhere.py: there is no such file.\n"
 
 
 def test_after_a_script_models_have_their_own_size(script):

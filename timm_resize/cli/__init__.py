@@ -1,78 +1,90 @@
-"""The command line. Each module of this package without a leading underscore is a subcommand."""
+"""The command line. Each module of this package without a leading underscore is a subcommand.
+
+Such a module has a docstring, an `EXAMPLE`, `add_arguments(parser)` and `run(args)`; with `OWN_OUTPUT = True` it
+answers for all that it prints. All are imported for `--help`, so timm and torch are imported inside `run`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import logging
 import os
 import pkgutil
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from types import ModuleType
 
-import timm
-import torch
-
+from timm_resize.cli._common import add_output_arguments, in_options, output
+from timm_resize.cli._parser import Parser
 from timm_resize.errors import ResizeError
 from timm_resize.version import __version__
 
-NOISY = ("timm", "huggingface_hub")
-"""Loggers whose warnings are about calls that the user of a command did not write."""
+STATUS = """exit status:
+  0    done
+  1    something that nobody expected, told in one line; --traceback shows where
+  2    a wrong command line, or something that cannot be done as asked
+  130  interrupted"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `timm-resize`; returns the exit status: 0, or 2 after an error told in one line on stderr.
+    """Run `timm-resize`; returns the exit status, after a line on stderr where it is not 0.
 
     Example:
         >>> main(["plan", "vit_tiny_patch16_224", "--img-size", "8"])
         2
     """
-    args = _parser().parse_args(argv)
+    args = argparse.Namespace(own_output=False, traceback=False, command="timm-resize")
     try:
-        with nullcontext() if args.own_output else _quiet():
+        parser().parse_args(sys.argv[1:] if argv is None else argv, args)
+        if args.own_output:
             args.run(args)
+        else:
+            with output(args):
+                args.run(args)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (ResizeError, OSError) as error:
-        print(f"timm-resize: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         if args.own_output:
             raise
-        print("timm-resize: interrupted", file=sys.stderr)
-        return 130
+        return _told(args, "interrupted", 130)
+    except Exception as error:
+        if args.traceback:
+            raise
+        if isinstance(error, (ResizeError, OSError)):
+            return _told(args, f"error: {in_options(str(error), args)}", 2)
+        if args.own_output:
+            raise
+        return _told(args, f"unexpected {type(error).__name__}: {error}. With --traceback it says where.", 1)
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="timm-resize",
-        description="Resize timm models to other image sizes, with their weights carried over.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def _told(args: argparse.Namespace, text: str, status: int) -> int:
+    print(f"{args.command}: {' '.join(text.split())}", file=sys.stderr)
+    return status
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of `timm-resize`, for programs that complete words or make manual pages of it too."""
+    out = Parser(
+        prog="timm-resize", description="Resize timm models to other image sizes, with their weights carried over."
     )
-    version = f"timm-resize {__version__} (timm {timm.__version__}, torch {torch.__version__})"
-    parser.add_argument("--version", action="version", version=version)
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    out.add_argument("--version", action=_Version, nargs=0, help="show the versions that a bug report needs, and exit")
+    commands = out.add_subparsers(metavar="COMMAND", required=True)
     examples = []
     for name, module in _subcommands():
         text = (module.__doc__ or "").strip()
         examples.append(f"  {module.EXAMPLE}")
         command = commands.add_parser(
-            name,
-            help=text.splitlines()[0].rstrip("."),
-            description=text,
-            epilog=f"example:\n  {module.EXAMPLE}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            name, help=text.splitlines()[0].rstrip("."), description=text, epilog=f"example:\n  {module.EXAMPLE}"
         )
         module.add_arguments(command)
-        command.set_defaults(run=module.run, own_output=getattr(module, "OWN_OUTPUT", False))
-    parser.epilog = "\n".join(["examples:", *examples])
-    return parser
+        own_output = getattr(module, "OWN_OUTPUT", False)
+        if not own_output:
+            add_output_arguments(command)
+        command.set_defaults(run=module.run, own_output=own_output, command=command.prog, options=_options(command))
+    out.epilog = "\n".join(["examples:", *examples, "", STATUS])
+    return out
 
 
 def _subcommands() -> Iterator[tuple[str, ModuleType]]:
@@ -81,17 +93,16 @@ def _subcommands() -> Iterator[tuple[str, ModuleType]]:
             yield info.name.replace("_", "-"), importlib.import_module(f"{__name__}.{info.name}")
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Leave stderr to our own errors; what a resize warns of is in the plan that the commands print."""
-    loggers = [logging.getLogger(name) for name in NOISY]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+def _options(command: argparse.ArgumentParser) -> dict[str, str]:
+    """Return the option, such as --img-size, of each argument of a subcommand."""
+    return {action.dest: action.option_strings[0] for action in command._actions if action.option_strings}
+
+
+class _Version(argparse.Action):
+    """Print the versions as their packages' metadata has them, without importing any."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"timm-resize {__version__} (timm {version('timm')}, torch {version('torch')})")
+        parser.exit()

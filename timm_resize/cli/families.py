@@ -3,44 +3,57 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
-import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import timm
-from timm.models import _registry
-from torch import nn
+from timm_resize.cli._common import add_json_argument, table
 
-from timm_resize.core.registry import Handler, handler_for, handlers
+if TYPE_CHECKING:
+    from timm_resize.core.registry import Handler
 
 EXAMPLE = "timm-resize families"
 
 HEADER = ("class", "models", "state", "method", "sizes")
 
-NARROW = 12
-"""Columns that a table needs no wrapping below, in characters."""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser.add_argument("--layers", action="store_true", help="list the layers with a handler of their own instead")
+    add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Print the table, as wide as it is in a pipe, wrapped on a terminal."""
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    import timm
+
+    from timm_resize.core.registry import handlers
+
     chosen = [h for h in handlers() if h.is_model != args.layers]
-    rows = [(h.state or "none", h.method or "-", h.sizes) for h in chosen]
-    if args.layers:
-        names = [f"{h.cls.__module__.rpartition('.')[2]}.{h.cls.__name__}" for h in chosen]
-        print(_table([(HEADER[0], *HEADER[2:]), *((n, *r) for n, r in zip(names, rows, strict=True))], width))
+    counts = {} if args.layers else model_counts()
+    names = [
+        f"{h.cls.__module__.rpartition('.')[2]}.{h.cls.__name__}" if args.layers else h.cls.__name__ for h in chosen
+    ]
+    if args.json:
+        rows = zip(names, chosen, strict=True)
+        print(json.dumps([_record(name, h, counts.get(h.cls)) for name, h in rows]))
         return
-    counts = model_counts()
-    heads = [(h.cls.__name__, str(counts[h.cls] or "-")) for h in chosen]
-    print(_table([HEADER, *(head + row for head, row in zip(heads, rows, strict=True))], width))
-    print(f"\n{sum(counts.values())} of {len(timm.list_models())} registered models")
+    header = HEADER[:1] + HEADER[2:] if args.layers else HEADER
+    cells = [
+        (name, *(() if args.layers else (str(counts.get(h.cls) or "-"),)), h.state or "none", h.method or "-", h.sizes)
+        for name, h in zip(names, chosen, strict=True)
+    ]
+    print(table([header, *cells], shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
+    if not args.layers:
+        print(f"\n{sum(counts.values())} of {len(timm.list_models())} registered models")
+
+
+def _record(name: str, handler: Handler, models: int | None) -> dict[str, object]:
+    """Return a row of the table for JSON, its empty cells null."""
+    rule = {"state": handler.state or None, "method": handler.method or None, "sizes": handler.sizes or None}
+    return {"class": name, "models": models, **rule, "options": list(handler.options)}
 
 
 def model_counts() -> Counter[type]:
@@ -48,6 +61,9 @@ def model_counts() -> Counter[type]:
 
     It is clear for a timm module whose model classes all have the same handler.
     """
+    import timm
+    from timm.models import _registry
+
     counts: Counter[type] = Counter()
     current = set(timm.list_models())
     for module, names in _registry._module_to_models.items():
@@ -58,6 +74,10 @@ def model_counts() -> Counter[type]:
 
 
 def _handlers_in(module: str) -> list[Handler]:
+    from torch import nn
+
+    from timm_resize.core.registry import handler_for
+
     source = f"timm.models.{module}"
     found_there = vars(sys.modules[source]) if source in sys.modules else {}  # a model registered from elsewhere
     classes = [c for c in found_there.values() if isinstance(c, type) and issubclass(c, nn.Module)]
@@ -65,17 +85,3 @@ def _handlers_in(module: str) -> list[Handler]:
     own = [c for c in models if c.__module__ == source] or models
     found = {h.cls: h for c in own if (h := handler_for(c)) is not None}
     return list(found.values())
-
-
-def _table(rows: Sequence[tuple[str, ...]], width: int | None) -> str:
-    """Align columns; cells are wrapped, the widest column first, where the table exceeds `width` characters."""
-    columns = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    while width is not None and sum(columns) + 2 * (len(columns) - 1) > width and max(columns) > NARROW:
-        columns[columns.index(max(columns))] -= 1
-    lines = []
-    for row in (rows[0], tuple("-" * c for c in columns), *rows[1:]):
-        cells = [textwrap.wrap(cell, c) or [""] for cell, c in zip(row, columns, strict=True)]
-        for i in range(max(map(len, cells))):
-            parts = ((cell[i] if i < len(cell) else "").ljust(c) for cell, c in zip(cells, columns, strict=True))
-            lines.append("  ".join(parts).rstrip())
-    return "\n".join(lines)

@@ -10,7 +10,6 @@ import argparse
 import os
 
 from timm_resize.errors import ResizeError
-from timm_resize.plugin.run_script import run_script
 
 EXAMPLE = "timm-resize run train.py --model levit_128s --img-size 160 images"
 OWN_OUTPUT = True
@@ -27,5 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run the script."""
     if not args.module and not os.path.exists(args.script):
-        raise ResizeError(f"run: SCRIPT={args.script}: there is no such file.")
+        raise ResizeError(f"{args.script}: there is no such file.")
+    from timm_resize.plugin.run_script import run_script
+
     run_script(args.script, args.arguments, module=args.module)

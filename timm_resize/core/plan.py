@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -72,9 +73,12 @@ class Change:
         return f"resampled: {self.how.label}" if isinstance(self.how, Resample) else self.how.label
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ResizePlan:
     """Everything a resize changes, in order. Truthy when there is anything to do.
+
+    It prints as the table of `summary`; a notebook shows the same. What it costs a model is in
+    `timm_resize.cost.before_and_after(model, plan)`.
 
     Attributes:
         model: The model's type name.
@@ -123,8 +127,50 @@ class ResizePlan:
         lines += [f"  note: {note}" for note in self.notes + self.warnings]
         return "\n".join(lines)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return self.summary()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as what JSON can say.
+
+        Returns:
+            - `schema`: 1. A name that is here now keeps its meaning as long as this is 1; others may come.
+            - `model`: The model's type name.
+            - `old_size`, `new_size`: [H, W] in pixels; the old one is null when it was not recorded.
+            - `changes`: In order, each with `name` (dotted, as in a state dict), `kind` ("parameter", "buffer" or
+              "attribute"), `action` (as in the table: "resampled: bicubic antialias", "rebuilt", "set" …), `old` and
+              `new`: the shape of a tensor, null for none; the value of an attribute, as text where JSON has none.
+            - `notes`, `warnings`: Remarks for the user.
+
+        Example:
+            >>> import timm, timm_resize
+            >>> model = timm.create_model("vit_tiny_patch16_224", device="meta")
+            >>> timm_resize.plan_resize(model, 384).to_dict()["changes"][0]["new"]
+            [1, 577, 192]
+        """
+        changes = [
+            {"name": c.key, "kind": c.kind, "action": c.action, "old": _plain(c.old), "new": _plain(c.new)}
+            for c in self.changes
+        ]
+        return {
+            "schema": 1,
+            "model": self.model,
+            "old_size": _plain(self.old_size),
+            "new_size": _plain(self.new_size),
+            "changes": changes,
+            "notes": list(self.notes),
+            "warnings": list(self.warnings),
+        }
+
+    def _repr_html_(self) -> str:
+        """Return the table for a notebook."""
+        heading, *rest = self.summary().splitlines()
+        rows = list(_merged(c for c in self.changes if c.kind != "attribute"))
+        notes = rest[len(rows) :]
+        body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+        head = "".join(f"<th>{title}</th>" for title in ("tensor", "kind", "shape", "method")) if rows else ""
+        lines = "".join(f"<p>{html.escape(line.strip())}</p>" for line in notes)
+        return f"<b>{html.escape(heading)}</b><table>{head and f'<tr>{head}</tr>'}{body}</table>{lines}"
 
     def modules(self, model: nn.Module) -> dict[str, nn.Module]:
         """Return the modules of `model` that the plan changes, by path, as far as they are there."""
@@ -209,6 +255,19 @@ def _side(change: Change, value: Any) -> str:
     if change.kind == "attribute":
         return f"{value!r}" if len(repr(value)) <= 40 else "…"
     return "none" if value is None else "x".join(map(str, value)) or "scalar"
+
+
+def _plain(value: object) -> object:
+    """Return a value as JSON has it: containers too, anything else as text."""
+    if value is None or value is MISSING:
+        return None
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (bool, int, float, str)):
+        return value
+    return f"{type(value).__name__} {'x'.join(map(str, value.shape))}" if isinstance(value, Tensor) else repr(value)
 
 
 def same_value(a: object, b: object) -> bool:

@@ -111,11 +111,12 @@ def _earlier(root: nn.Module) -> list[str]:
     """Return what was done before the checkpoint that the model was loaded from, a line an event."""
     events = history(root, [])
     starts = [i for i, event in enumerate(events) if "checkpoint" in event]
-    lines = [f"- {_line(event)}" for event in events[: starts[-1]]]
+    lines = [f"- {event_line(event)}" for event in events[: starts[-1]]]
     return ["Before:", "", *lines, ""] if lines else []
 
 
-def _line(event: dict[str, Any]) -> str:
+def event_line(event: dict[str, Any]) -> str:
+    """Return what an event of a history was, in a line."""
     if "checkpoint" in event:
         at = _safe(event["checkpoint"] or UNKNOWN)
         return f"checkpoint: {at}" + (f", {text(event['img_size'])}" if event.get("img_size") else "")

@@ -128,14 +128,24 @@ def checkpoint_name(config: Mapping[str, object]) -> str | None:
 def checkpoint_file(config: Mapping[str, object]) -> str | None:
     """Return the file on this machine that a `pretrained_cfg` is loaded from, None when it cannot be told."""
     kind, place = _builder._resolve_pretrained_source(config) if config else ("", None)
-    if not place or kind not in ("file", "local-dir", "hf-hub"):
-        return None
-    if kind != "hf-hub":
+    if place and kind in ("file", "local-dir"):
         return str(Path(place, "model.safetensors") if kind == "local-dir" else place)
-    name, file = place if isinstance(place, tuple) else (place, "model.safetensors")
-    repo, revision = _hub.hf_split(name)
+    on_hub = hub_file(config)
+    if on_hub is None:
+        return None
+    repo, file, revision = on_hub
     try:
         found = try_to_load_from_cache(repo, file, revision=revision)
     except ValueError:  # no valid repository id
         return None
     return found if isinstance(found, str) else None
+
+
+def hub_file(config: Mapping[str, object]) -> tuple[str, str, str | None] | None:
+    """Return the repository, file and revision on the Hub that a `pretrained_cfg` is loaded from, if it is."""
+    kind, place = _builder._resolve_pretrained_source(config) if config else ("", None)
+    if kind != "hf-hub" or not place:
+        return None
+    name, file = place if isinstance(place, tuple) else (place, "model.safetensors")
+    repo, revision = _hub.hf_split(name)
+    return repo, file, revision
