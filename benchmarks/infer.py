@@ -50,7 +50,8 @@ def compare(name: str, kwargs: dict[str, object]) -> tuple[str, str]:
     """Return 'equal', 'equal with a hint', 'refused' or 'DIFFERENT' for one example, and why."""
     torch.manual_seed(0)
     model = timm.create_model(name, **kwargs).eval()
-    policy = {"window_policy": "keep"} if "Swin" in type(model).__name__ else {}
+    fixed = type(model).__name__ in ("SwinTransformer", "SwinTransformerV2")  # whose builds keep their windows
+    policy = {"window_policy": "keep"} if fixed else {}
     by_handler = {}
     for size in targets(model):
         by_handler[size] = copy.deepcopy(model)
@@ -79,7 +80,7 @@ def by_builds(name, kwargs, model, by_handler, hints) -> tuple[str, str]:
             got = copy.deepcopy(model)
             try:
                 timm_resize.infer(
-                    lambda img_size: timm.create_model(name, img_size=img_size, **kwargs), hints=hints, timm=True
+                    lambda img_size: timm.create_model(name, img_size=img_size, **kwargs), hints=hints
                 )
                 timm_resize.resize_(got, size)
             except ResizeError as error:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from timm_resize.builds.rules import Rule
-from timm_resize.builds.snapshot import Build, Snapshot, take
+from timm_resize.builds.snapshot import Build, Refused, Snapshot, take
 from timm_resize.builds.values import alike
 from timm_resize.core.locks import Lock
 from timm_resize.core.plan import MISSING, shape_of, submodule
@@ -80,6 +80,13 @@ class Entry:
             if shapes and all(shape_of(tensors.get(name)) == shape for name, shape in shapes.items())
         ]
         return fitting[0] if len(fitting) == 1 else None
+
+    def fits(self, model: nn.Module, size: Size) -> bool:
+        """Whether a model of that image size is of this configuration."""
+        try:
+            return not self.misfit(model, self.at(size))
+        except Refused:
+            return False
 
     def misfit(self, model: nn.Module, built: Snapshot) -> str:
         """Say why a model is not of this configuration at a size, '' where it is.

@@ -18,6 +18,9 @@ from timm_resize.geometry import Size
 ROUND: tuple[Size, ...] = ((256, 256), (512, 256))
 """Sizes that models take whose maps have to be whole blocks."""
 
+LARGE: Size = (2048, 4096)
+"""A size at which state of a size of its own shows, such as a table of positions that forward cuts to length."""
+
 ELSE = "write a handler with @timm_resize.register"
 """What is left where nothing else helps."""
 
@@ -151,12 +154,13 @@ class Findings:
             self.problems.append(f"forward replaces {names} by what it makes of its input, rightly or not; {ELSE}")
         if self.rules or self.buffers or self.problems:
             return
-        others = (self.check.size, *ROUND) if not self.attributes else ()
-        failed = [run(first, size).failed for size in others]
-        if failed.count("") > 1 or (self.attributes and not self.runs):
+        if self.attributes and not self.runs:
+            return
+        large, *failed = (run(first, size).failed for size in (LARGE, self.check.size, *ROUND))
+        if not large and failed.count("") > 1 and not self.attributes:
             self.runs = ""
             return
-        why = next(filter(None, (self.runs, *failed)), "")
+        why = next(filter(None, (large, self.runs, *failed)), "")
         self.problems.append(f"no tensor of its builds differs, and it does not run on one image of any size: {why}")
 
     def _buffer(self, key: str) -> None:

@@ -158,9 +158,10 @@ def forms(sizes: Sequence[Size], shapes: Sequence[Shape], *, channels: bool = Fa
 @functools.lru_cache(maxsize=256)
 def _single(sizes: tuple[Size, ...], column: Shape, dim: int, channels: bool) -> tuple[Form, ...]:
     """Return the forms of one dimension, whose side at each size is given."""
-    square = list(_counted(_grids(sizes), column, dim, channels))
-    out = square or list(_counted(_oblong(sizes, column), column, dim, False))
-    for axis in (0, 1):
+    same = list(_counted(_grids(sizes), column, dim, channels))
+    out = same or list(_counted(_oblong(sizes, column), column, dim, False))
+    square = all(h == w for h, w in sizes)
+    for axis in (0,) if square else (0, 1):
         for what, sides in _plain_or_offsets("axis", "offset axis", column):
             found = _sides(tuple(size[axis] for size in sizes)).get(sides, [])
             if found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 from torch import nn
@@ -11,6 +12,8 @@ from timm_resize.builds.findings import Findings
 from timm_resize.builds.handler import entries_of, make_plan, size_of
 from timm_resize.builds.snapshot import Build, Refused, Snapshot, structure, take
 from timm_resize.builds.table import Inferred, Row, merged
+from timm_resize.core.find import current_size, model_handler
+from timm_resize.core.planner import takes_img_size
 from timm_resize.core.registry import handler_for, registry
 from timm_resize.errors import ResizeError, UnsupportedModelError
 from timm_resize.geometry import Size, SizeLike, parse_size, text
@@ -46,7 +49,6 @@ def infer(
     *,
     hints: Mapping[str, str] | None = None,
     register: bool = True,
-    timm: bool = False,
 ) -> Inferred:
     """Find out what of a model depends on the image size, from builds at several sizes, and teach it to this package.
 
@@ -61,7 +63,6 @@ def infer(
         hints: What a parameter is where its shapes do not say: name, with * for any part of it, to a word of `WORDS`,
             e.g. {"blocks.*.rel": "table", "pos_embed": "positions:suffix"}.
         register: Register the class, so that `resize_` and all else take its models. Otherwise only tell.
-        timm: The class is timm's own, whose factory records sizes.
 
     Returns:
         What was found; `print` shows it as a table.
@@ -96,13 +97,36 @@ def infer(
         shown = "; ".join(problems[:8])
         raise UnsupportedModelError(f"{name}: {shown}. infer(..., register=False) prints the table.", model=name)
     if register:
-        _teach(cls, entry, timm, rows)
+        _teach(cls, entry, hasattr(seen[0].model, "pretrained_cfg"), rows)
     note = f"it does not run on images alone: {entry.runs}" if entry.runs else ""
     return Inferred(cls, rows, tuple(s.size for s in snapshots), refused, register, problems, note, entry)
 
 
+def infer_for(model: nn.Module, build: Build) -> None:
+    """Teach the class of a model that timm built and that has no handler, or its configuration; with a warning.
+
+    Raises:
+        ResizeError: As `infer`.
+    """
+    cls, handler, size = type(model), model_handler(model), current_size(model)
+    if cls.__module__.startswith("timm.models._features") or size is None:
+        return
+    entries = entries_of(handler)
+    if handler is not None and (not entries or any(entry.fits(model, size) for entry in entries)):
+        return
+    infer(build if takes_img_size(cls) else lambda img_size: build(None))
+    warnings.warn(
+        f"{cls.__name__} has no handler. What depends on its image size was found by building it at several sizes, as "
+        "timm_resize.infer does.",
+        stacklevel=2,
+    )
+
+
 def _teach(cls: type[nn.Module], entry: Entry, timm: bool, rows: Sequence[Row]) -> None:
-    """Register a class, or one more configuration of a class that was inferred before."""
+    """Register a class, or one more configuration of a class that was inferred before.
+
+    Where timm's factory builds it, sizes are recorded as for timm's own; otherwise the entries tell them.
+    """
     handler = handler_for(cls)
     entries = entries_of(handler) if handler is not None and handler.cls is cls else ()
     if entries:

@@ -20,6 +20,8 @@ from timm.models import (
 )
 from torch import nn
 
+from timm_resize.builds.handler import entries_of
+from timm_resize.builds.infer import infer_for
 from timm_resize.core.apply import apply_plan, guard_
 from timm_resize.core.find import current_size, find_model, model_handler
 from timm_resize.core.memory import check_memory
@@ -34,7 +36,7 @@ from timm_resize.weights.pretrained import PretrainedLoader, from_jax
 from timm_resize.weights.provenance import adopt_
 from timm_resize.weights.state_dict import check_finite
 
-OWN_OPTIONS = ("window_policy", "interpolation", "antialias", "preset")
+OWN_OPTIONS = ("patch_resample", "window_policy", "interpolation", "antialias", "preset")
 """Keywords of `create_model` that are ours alone; the model's constructor never sees them."""
 GEOMETRY = (
     "img_size",
@@ -72,7 +74,7 @@ def create_model(
             shapes tell.
         fast_init: As for `install`, for this call; by default as installed, and on where nothing is installed.
         **kwargs: As for `timm.create_model`. With `img_size` also `patch_size`, `window_size`, `window_policy`,
-            `interpolation`, `antialias` and `preset`, as for `plan_resize`.
+            `patch_resample`, `interpolation`, `antialias` and `preset`, as for `plan_resize`.
 
     Returns:
         The model, with `set_input_size` on its class only if `install` is active.
@@ -126,6 +128,8 @@ def _create(
                 drawn_later.close()  # a complete model is resized as any other
             else:
                 model, rest = _random(source, wanted, own)
+            taken = not pretrained and not rest
+            _teach(find_model(model), source, wanted if taken else {})
             _resize(model, wanted, rest, own, pretrained)
         if path:
             _load_checkpoint()(model, path, **({"source_size": source_size} if source_size else {}))
@@ -267,7 +271,7 @@ def _native_size(name: str) -> dict[str, Any]:
 
 
 def _random(source: Source, wanted: dict[str, Any], own: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
-    """Return a randomly initialised model and the geometry that stock's constructor did not take."""
+    """Return a randomly initialised model and the geometry that stock's constructor did not take, all or none."""
     state = torch.get_rng_state()
     if own.get("window_policy", "timm") == "timm":  # others mean windows that stock's constructor has not
         try:
@@ -276,13 +280,29 @@ def _random(source: Source, wanted: dict[str, Any], own: dict[str, Any]) -> tupl
             if _takes(source, wanted):
                 raise  # it was the memory, for one
             torch.set_rng_state(state)
-    model = source.build(False)  # raises again what was not about the size
-    if model_handler(find_model(model)) is None:
-        raise UnsupportedModelError(
-            f"{type(model).__name__}: img_size={wanted['img_size']!r} is refused by its constructor, and it "
-            "has no handler. Write one with @timm_resize.register."
-        )
-    return model, {k: v for k, v in wanted.items() if k != "img_size"}
+    return source.build(False), wanted  # raises again what was not about the size
+
+
+def _teach(root: nn.Module, source: Source, built: dict[str, Any]) -> None:
+    """Find out by builds what of an architecture without a handler depends on the size; of a newer timm, or anybody's.
+
+    Args:
+        root: A model that was just built.
+        source: What it was built from.
+        built: Geometry that it was built with; empty where stock's constructor did not take what was asked for.
+
+    Raises:
+        UnsupportedModelError: That cannot be told, and the model is not of the size that was asked for.
+    """
+
+    def build(img_size: Size | None) -> nn.Module:
+        return source.build(False, **{**source.saved, **built, **({"img_size": img_size} if img_size else {})})
+
+    try:
+        infer_for(root, build)
+    except ResizeError as error:
+        if not built:
+            raise UnsupportedModelError(f"{type(root).__name__} has no handler, and {error}") from error
 
 
 def _resize(
@@ -291,11 +311,11 @@ def _resize(
     """Bring a model that was just built to the size asked for, and record the arguments that were given."""
     root = find_model(model)
     handler = model_handler(root)
-    if handler is None and not pretrained and not rest:
+    if not pretrained and not rest and (handler is None or entries_of(handler)):
         return  # stock took the size for a class that nobody taught us
     if pretrained and not own and from_jax(root):
         own = {"preset": "big_vision"}  # stock's loader of JAX archives interpolates so, not as its filters do
-    request = make_request(type(root).__name__, wanted["img_size"], constructing=True, **rest, **own)
+    request = make_request(type(root).__name__, constructing=True, **{**rest, "img_size": wanted["img_size"]}, **own)
     plan = plan_request(root, request)
     if pretrained:
         check_finite(root.state_dict(), plan)
@@ -335,4 +355,7 @@ def _without_memory(source: Source, geometry: dict[str, Any]) -> nn.Module:
     """Return what stock's constructor makes of a geometry on the meta device."""
     meta = torch.device("meta")
     with torch.random.fork_rng(devices=()), meta:
-        return replace(source, arguments={**source.arguments, "device": meta}).build(False, **geometry)
+        try:
+            return replace(source, arguments={**source.arguments, "device": meta}).build(False, **geometry)
+        except TypeError:  # an architecture that is not timm's may not take it
+            return source.build(False, **geometry)
