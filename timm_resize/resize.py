@@ -87,7 +87,8 @@ def plan_resize(model: nn.Module, img_size: SizeLike | None = None, **options: U
     Args:
         model: A timm model, or something that holds exactly one.
         img_size: New size in pixels, an int or (H, W); None keeps it (for a patch or window change).
-        **options: `patch_size`; `window_size` (int, pair, or one per stage); `window_policy` ("timm": as stock's
+        **options: `patch_size`; `patch_resample` ("pinv" as stock, or "adjoint", better where the patch shrinks);
+            `window_size` (int, pair, or one per stage); `window_policy` ("timm": as stock's
             `set_input_size`, "keep", "scale"); `interpolation` ("bicubic", "bilinear", "nearest"), `antialias`,
             `preset` ("timm", "deit", "big_vision"); and what the model's stock `set_input_size` takes.
 

@@ -87,6 +87,7 @@ def test_plan_takes_the_options_of_plan_resize(capsys):
         assert out.startswith(timm_resize.plan_resize(model, 256, **options).summary() + "\n\n")
     for flags, options in (
         (("--patch-size", "8"), {"patch_size": 8}),
+        (("--patch-size", "8", "--patch-resample", "adjoint"), {"patch_size": 8, "patch_resample": "adjoint"}),
         (("--no-antialias",), {"antialias": False}),
         (("--preset", "big_vision"), {"preset": "big_vision"}),
     ):

@@ -44,6 +44,7 @@ def test_help_imports_neither_timm_nor_torch():
 def test_choices_are_the_library_s():
     """The parser's lists, which stand in the command line so that it needs no import, are those of a resize."""
     assert request.POLICIES == _common.POLICIES
+    assert request.PATCH_MAPS == _common.PATCH_MAPS
     assert tuple(request.PRESETS) == _common.PRESETS
     hints = typing.get_type_hints(request.ResizeOptions)
     assert set(_common.INTERPOLATIONS) == set(typing.get_args(typing.get_args(hints["interpolation"])[0]))

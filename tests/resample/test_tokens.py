@@ -25,6 +25,17 @@ def test_patch_kernel_keeps_inner_products(old, new, error):
     assert relative == pytest.approx(error, abs=0.02 if error else 3e-6)
 
 
+@pytest.mark.parametrize(("mode", "antialias"), [("bicubic", True), ("bicubic", False), ("bilinear", False)])
+def test_adjoint_patch_kernels_read_a_small_patch_as_enlarged(mode, antialias):
+    """By torch's own enlargement: w'(x) = w(enlarge(x)) for every small patch x; a growing patch is as without."""
+    w, x = draw(4, 3, 14, 12, dtype=torch.float64), draw(5, 3, 8, 7, dtype=torch.float64)
+    enlarged = torch.nn.functional.interpolate(x, (14, 12), mode=mode, antialias=antialias, align_corners=False)
+    how = patch_kernel((14, 12), (8, 7), mode=mode, antialias=antialias, adjoint=True)
+    close(torch.einsum("oihw,bihw->bo", how(w), x), torch.einsum("oihw,bihw->bo", w, enlarged), 1e-10)
+    grown = [patch_kernel((8, 7), (14, 12), mode=mode, antialias=antialias, adjoint=a)(x) for a in (True, False)]
+    close(*grown)
+
+
 def test_patch_kernels_do_not_chain():
     """16→32→16 is off by about .95 of the kernel's norm, the reason for keeping originals."""
     w = draw(64, 3, 16, 16)

@@ -17,9 +17,17 @@ from timm_resize.geometry import SizeLike
 if TYPE_CHECKING:
     from timm_resize.core.request import ResizeOptions
 
-RESIZE_OPTIONS = ("patch_size", "window_size", "window_policy", "interpolation", "antialias", "preset")
+RESIZE_OPTIONS = (
+    "patch_size",
+    "patch_resample",
+    "window_size",
+    "window_policy",
+    "interpolation",
+    "antialias",
+    "preset",
+)
 
-POLICIES, PRESETS = ("timm", "keep", "scale"), ("timm", "deit", "big_vision")
+PATCH_MAPS, POLICIES, PRESETS = ("pinv", "adjoint"), ("timm", "keep", "scale"), ("timm", "deit", "big_vision")
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "geometric")
 """What `core.request` knows, which a test holds them to."""
 
@@ -73,6 +81,9 @@ def add_resize_arguments(parser: argparse.ArgumentParser, several: bool = False)
         help="new image size in pixels: 384, or 320x448 for height x width",
     )
     parser.add_argument("--patch-size", type=size, metavar="P", help="new patch size (default: kept)")
+    parser.add_argument(
+        "--patch-resample", choices=PATCH_MAPS, help="of a patch that shrinks: as stock timm (default), or better"
+    )
     parser.add_argument(
         "--window-size", type=size, metavar="W", help="new window size: 12, 8x12, or one per stage: 12,12,12,6"
     )

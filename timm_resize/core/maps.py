@@ -68,7 +68,8 @@ class Maps:
 
     def patch_kernel(self, old: Size, new: Size, *, mode: str = "bicubic", antialias: bool = True) -> Resample:
         """Map a patch projection (out, in, h, w) to another patch size."""
-        return maps.patch_kernel(old, new, **self.interpolation(mode, antialias))
+        adjoint = self.request.patch_resample == "adjoint"
+        return maps.patch_kernel(old, new, adjoint=adjoint, **self.interpolation(mode, antialias))
 
     def offset_table(self, old: Size, new: Size, dim: int = 1) -> Resample:
         """Map a bias table (heads, h*w) over absolute offsets, as LeViT's; offset 0 is kept."""

@@ -20,6 +20,7 @@ class ResizeOptions(TypedDict, total=False):
 
     Attributes:
         patch_size: New patch size, an int or (h, w).
+        patch_resample: How the kernel of a patch that shrinks is made: "pinv" as stock, or "adjoint".
         window_policy: "timm": as stock's `set_input_size`; "keep"; "scale" with the image.
         interpolation: Of position embeddings, token mixing and bias tables; "geometric" is for the latter.
         antialias: Antialias it.
@@ -28,6 +29,7 @@ class ResizeOptions(TypedDict, total=False):
     """
 
     patch_size: SizeLike | None
+    patch_resample: Literal["pinv", "adjoint"]
     window_policy: Literal["timm", "keep", "scale"]
     interpolation: Literal["bicubic", "bilinear", "nearest", "geometric"] | None
     antialias: bool | None
@@ -49,6 +51,7 @@ class Request:
     Attributes:
         img_size: Wanted size, None to keep the current one (a patch or window change).
         patch_size: Wanted patch size, None to keep it.
+        patch_resample: "pinv" or "adjoint".
         window_policy: "timm", "keep" or "scale".
         mode: Interpolation for position embeddings and token mixing, None for the family's.
         antialias: Antialias it (torch: also the other cubic kernel when it grows), None for the family's.
@@ -60,6 +63,7 @@ class Request:
 
     img_size: Size | None = None
     patch_size: Size | None = None
+    patch_resample: str = "pinv"
     window_policy: str = "timm"
     mode: str | None = None
     antialias: bool | None = None
@@ -78,12 +82,15 @@ PRESETS: dict[str, tuple[str, bool]] = {
 
 POLICIES = ("timm", "keep", "scale")
 
+PATCH_MAPS = ("pinv", "adjoint")
+
 
 def make_request(
     owner: str,
     img_size: SizeLike | None = None,
     *,
     patch_size: SizeLike | None = None,
+    patch_resample: str = "pinv",
     window_policy: str = "timm",
     interpolation: str | None = None,
     antialias: bool | None = None,
@@ -98,6 +105,7 @@ def make_request(
         ResizeError: Unknown policy, preset or interpolation.
     """
     for name, value, known in (
+        ("patch_resample", patch_resample, PATCH_MAPS),
         ("window_policy", window_policy, POLICIES),
         ("preset", preset, tuple(PRESETS)),
         ("interpolation", interpolation, (*MODES, "geometric")),
@@ -115,6 +123,7 @@ def make_request(
     return Request(
         img_size=None if img_size is None else parse_size(img_size, "img_size", owner),
         patch_size=None if patch_size is None else parse_size(patch_size, "patch_size", owner),
+        patch_resample=patch_resample,
         window_policy=window_policy,
         mode=mode if interpolation in (None, "geometric") else interpolation,
         antialias=smooth if antialias is None else bool(antialias),

@@ -294,12 +294,9 @@ def _teach(root: nn.Module, source: Source, built: dict[str, Any]) -> None:
     Raises:
         UnsupportedModelError: That cannot be told, and the model is not of the size that was asked for.
     """
-
-    def build(img_size: Size | None) -> nn.Module:
-        return source.build(False, **{**source.saved, **built, **({"img_size": img_size} if img_size else {})})
-
+    geometry = {**source.saved, **{k: v for k, v in built.items() if k != "img_size"}}
     try:
-        infer_for(root, build)
+        infer_for(root, lambda **size: source.build(False, **{**geometry, **size}))
     except ResizeError as error:
         if not built:
             raise UnsupportedModelError(f"{type(root).__name__} has no handler, and {error}") from error

@@ -148,12 +148,22 @@ def flatten_linear(
     return Resample(axes, dim=1, flat=True, before=before, after=after)
 
 
-def patch_kernel(old: Size, new: Size, *, mode: str = "bicubic", antialias: bool = True) -> Resample:
+def patch_kernel(
+    old: Size, new: Size, *, mode: str = "bicubic", antialias: bool = True, adjoint: bool = False
+) -> Resample:
     """Map a patch projection (out, in, h, w) to another patch size, for images resized alike.
 
-    Source: FlexiViT, arXiv 2212.08013, section 3.4; timm.layers.resample_patch_embed.
+    Args:
+        old: Patch (h, w) so far.
+        new: Patch (h, w).
+        mode: Interpolation.
+        antialias: Antialias it.
+        adjoint: A smaller patch is read as the old kernel reads it enlarged, not by the pseudo-inverse of shrinking.
+
+    Source: FlexiViT, arXiv 2212.08013, section 3.4; timm.layers.resample_patch_embed; `Adjoint` for the other.
     """
-    return Resample(tuple(PatchKernel(a, b, mode, antialias) for a, b in zip(old, new, strict=True)), dim=2)
+    kind: type[PatchKernel | Adjoint] = Adjoint if adjoint else PatchKernel
+    return Resample(tuple(kind(a, b, mode, antialias) for a, b in zip(old, new, strict=True)), dim=2)
 
 
 def _interpolate(

@@ -23,6 +23,10 @@ RECORDS, FLOORED = "img_size, grid_size, num_patches", "floored to the patch; dr
 """State and sizes of a patch embedding."""
 
 
+SHRUNK = 0.8
+"""Of a side of the patch: below it the pseudo-inverse costs what a plan should say."""
+
+
 class OwnInterpolation(TypedDict, total=False):
     """How a family interpolates where the caller asks for nothing, if not as timm does."""
 
@@ -120,6 +124,11 @@ def _projection(embed: PatchEmbed | HybridEmbed, ctx: Context, patch: Size, mode
             f"{type(ctx.root).__name__}: patch_size={short(patch)} resizes the kernel of a torch.nn.Conv2d, and "
             f"{ctx.path(proj)} is a {type(proj).__module__}.{type(proj).__name__}. Put the Conv2d in its place for the "
             "resize."
+        )
+    if ctx.request.patch_resample == "pinv" and min(n / o for n, o in zip(patch, old, strict=True)) < SHRUNK:
+        ctx.note(
+            f"patch_size {short(old)} -> {short(patch)} by the pseudo-inverse, as in stock timm. On DINOv2 features were "
+            "further from the original than with patch_resample='adjoint': see docs/accuracy.md."
         )
     yield from ctx.parameter(proj, "weight", ctx.patch_kernel(old, patch, mode=mode, antialias=antialias))
     yield from ctx.attribute(proj, kernel_size=patch, stride=patch)
