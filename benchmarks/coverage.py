@@ -230,7 +230,8 @@ models that build and whose forward runs at the size. Sizes are about 64 pixels 
 both non-square ways, and an odd size (6 pixels more), where an `InvalidSizeError` that names valid sizes counts for us.
 *features* is `features_only=True` at the non-square size, counted where stock has it. For stock "runs" says nothing of
 the values. *stock reloads*: of the models resized to the larger square, and of those to a non-square size, how many
-stock timm builds with the same tensors, and runs, from the exported config.
+stock timm builds with the same tensors, and runs, from the exported config. Models of torchvision, open_clip and
+transformers have [a table of their own](libraries.md).
 
 """
 
