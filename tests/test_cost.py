@@ -8,7 +8,7 @@ from torch import nn
 
 import timm_resize
 from tests.helpers.oracle import stock
-from timm_resize.cost import Cost, measure, table
+from timm_resize.cost import Cost, before_and_after, measure, table
 
 
 def on_meta(name, **kwargs):
@@ -152,3 +152,17 @@ def test_table_text():
         "attention scores, total (MiB fp32)         5.00       18.00   3.60",
         "attention scores, total (MiB half)         2.50        9.00   3.60",
     ]
+
+
+def test_what_a_plan_costs():
+    """Both sides by the formula, from a plan that is not applied; a stale plan is refused."""
+    model = on_meta("vit_tiny_patch16_224")
+    plan = timm_resize.plan_resize(model, 384)
+    for cost, size in zip(before_and_after(model, plan), (224, 384), strict=True):
+        tokens, flops, scores = vit_tiny_products(size)
+        assert (cost.img_size, cost.tokens, cost.flops) == ((size, size), (tokens,), flops)
+        assert cost.attention == (scores,) * 12
+    assert model.pos_embed.shape == (1, 197, 192)
+    timm_resize.resize_(model, plan)
+    with pytest.raises(timm_resize.StalePlanError):
+        before_and_after(model, plan)

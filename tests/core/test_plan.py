@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 
 import timm_resize
 from tests.helpers.oracle import stock
-from timm_resize.core.plan import CACHE, MISSING, same_value
+from timm_resize.core.plan import CACHE, MISSING, Change, ResizePlan, same_value
 
 
 @pytest.fixture
@@ -106,3 +107,60 @@ def test_no_empty_record_is_made():
     model = timm.models.resnet.ResNet(timm.models.resnet.BasicBlock, (1, 1, 1, 1), channels=(8, 8, 8, 8))
     timm_resize.resize_(model, 96)
     assert "_model_args" not in vars(model)
+
+
+def test_a_plan_prints_as_its_table():
+    """The six blocks of a Swin's third stage are one row, the masks of every second block of all stages another."""
+    plan = timm_resize.plan_resize(stock("swin_tiny_patch4_window7_224", depths=(1, 1, 6, 1), embed_dim=24), 448)
+    assert repr(plan) == str(plan) == plan.summary()
+    rows = [line.split()[:2] for line in repr(plan).splitlines()]
+    assert ["layers.*.blocks.*.attn.relative_position_bias_table", "(x6)"] in rows
+    assert ["layers.*.blocks.*.attn_mask", "(x3)"] in rows
+    assert len(rows) == 7
+
+
+def test_a_plan_as_json():
+    """Sizes and shapes are lists, what is not there is null, attributes are values or text, and JSON holds it all."""
+    plan = ResizePlan(
+        "Net",
+        None,
+        (4, 6),
+        (
+            Change("", "pos", "parameter", (1, 9), (1, 24), timm_resize.Reinitialise()),
+            Change("a.0", "mask", "buffer", (3, 3), None),
+            Change("a", "grid", "attribute", MISSING, {"x": (4, torch.ones(2, 3)), 1: nn.ReLU()}),
+        ),
+        ("a note",),
+        ("a warning",),
+    )
+    got = plan.to_dict()
+    assert json.loads(json.dumps(got)) == got
+    assert got == {
+        "schema": 1,
+        "model": "Net",
+        "old_size": None,
+        "new_size": [4, 6],
+        "changes": [
+            {"name": "pos", "kind": "parameter", "action": "rebuilt", "old": [1, 9], "new": [1, 24]},
+            {"name": "a.0.mask", "kind": "buffer", "action": "dropped", "old": [3, 3], "new": None},
+            {
+                "name": "a.grid",
+                "kind": "attribute",
+                "action": "set",
+                "old": None,
+                "new": {"x": [4, "Tensor 2x3"], "1": "ReLU()"},
+            },
+        ],
+        "notes": ["a note"],
+        "warnings": ["a warning"],
+    }
+
+
+def test_a_plan_in_a_notebook():
+    """A table row for each row of the text, its words escaped, the notes below; a plan of nothing says so."""
+    change = Change("", "<b>", "parameter", (1, 9), (1, 24), timm_resize.Reinitialise())
+    html = ResizePlan("Net", (3, 3), (4, 6), (change,), ("a < b",))._repr_html_()
+    assert html.startswith("<b>Net: 3x3 -&gt; 4x6</b><table><tr><th>tensor</th>")
+    cells = "<td>&lt;b&gt;</td><td>parameter</td><td>1x9 -&gt; 1x24</td><td>rebuilt</td>"
+    assert html.endswith(f"<tr>{cells}</tr></table><p>note: a &lt; b</p>")
+    assert ResizePlan("Net", (3, 3), (3, 3))._repr_html_().endswith("<table></table><p>nothing to change</p>")

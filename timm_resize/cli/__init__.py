@@ -47,19 +47,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if args.own_output:
             raise
-        return _told(args, "interrupted", 130)
+        return _report(args, "interrupted", 130)
     except Exception as error:
         if args.traceback:
             raise
         if isinstance(error, (ResizeError, OSError)):
-            return _told(args, f"error: {in_options(str(error), args)}", 2)
+            return _report(args, f"error: {in_options(str(error), args)}", 2)
         if args.own_output:
             raise
-        return _told(args, f"unexpected {type(error).__name__}: {error}. With --traceback it says where.", 1)
+        return _report(args, f"unexpected {type(error).__name__}: {error}. With --traceback it says where.", 1)
     return 0
 
 
-def _told(args: argparse.Namespace, text: str, status: int) -> int:
+def _report(args: argparse.Namespace, text: str, status: int) -> int:
     print(f"{args.command}: {' '.join(text.split())}", file=sys.stderr)
     return status
 

@@ -61,13 +61,13 @@ def describe(path: Path, model: str | None = None, kwargs: Mapping[str, object] 
 
     file = path / "model.safetensors" if path.is_dir() else path
     tensors, recorded, args_model = _read(file)
-    name, told_by = _model(file, model, args_model)
+    name, known_by = _model(file, model, args_model)
     out: dict[str, Any] = {
         "file": str(file),
         "bytes": file.stat().st_size,
         "tensors": len(tensors),
         "model": name,
-        "known_by": told_by,
+        "known_by": known_by,
         "img_size": recorded,
         "size_by": None if recorded is None else "recorded in the file",
         "num_classes": None,

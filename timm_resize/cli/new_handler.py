@@ -1,7 +1,7 @@
-"""Print the skeleton of a handler for a model's class.
+"""Print a handler for a model's class, as builds at several image sizes tell it.
 
-Builds the model at two image sizes without weights, lists the parameters, buffers and attributes that differ, and
-writes for each the likely rule. Read the model's forward before you believe it: grids follow forward's rounding.
+The file's docstring is the table of `timm_resize.infer`. What shapes do not tell is left as `...`. Read the model's
+forward before you believe it: grids follow forward's rounding.
 """
 
 from __future__ import annotations
@@ -21,8 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the file."""
-    from timm_resize.cli._skeleton import skeleton
+    import timm
+
+    from timm_resize.builds.infer import infer, of_timm
     from timm_resize.cli._sources import check_name
 
     check_name(args.model)
-    print(skeleton(args.model, **dict(args.model_kwargs)))
+    kwargs = dict(args.model_kwargs)
+    found = infer(of_timm(lambda **size: timm.create_model(args.model, **kwargs, **size)), register=False)
+    print(found.handler_source({args.model: kwargs}), end="")

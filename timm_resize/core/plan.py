@@ -145,8 +145,8 @@ class ResizePlan:
         Example:
             >>> import timm, timm_resize
             >>> model = timm.create_model("vit_tiny_patch16_224", device="meta")
-            >>> timm_resize.plan_resize(model, 384).to_dict()["changes"][0]["new"]
-            [1, 577, 192]
+            >>> [c["new"] for c in timm_resize.plan_resize(model, 384).to_dict()["changes"] if c["kind"] == "parameter"]
+            [[1, 577, 192]]
         """
         changes = [
             {"name": c.key, "kind": c.kind, "action": c.action, "old": _plain(c.old), "new": _plain(c.new)}
