@@ -79,9 +79,7 @@ def by_builds(name, kwargs, model, by_handler, hints) -> tuple[str, str]:
         with timm_resize.registry.override(*OFF):
             got = copy.deepcopy(model)
             try:
-                timm_resize.infer(
-                    lambda img_size: timm.create_model(name, img_size=img_size, **kwargs), hints=hints
-                )
+                timm_resize.infer(lambda img_size: timm.create_model(name, img_size=img_size, **kwargs), hints=hints)
                 timm_resize.resize_(got, size)
             except ResizeError as error:
                 refused = f"at {size}: {error}"

@@ -36,7 +36,9 @@ def resized(model, size, **options):
 def test_positions_and_the_table_that_is_printed():
     """A position embedding goes through timm's own resampling, class token kept; the rest is as in a fresh build."""
     found = timm_resize.infer(nets.Plain)
-    assert "pos_embed  parameter  1x197x8 -> 1x193x8  h*w + 1, h = H // 16, w = W // 16  positions, prefix 1" in str(found)
+    assert "pos_embed  parameter  1x197x8 -> 1x193x8  h*w + 1, h = H // 16, w = W // 16  positions, prefix 1" in str(
+        found
+    )
     model = nets.Plain(OLD)
     got = resized(model, WIDE)
     assert_same_structure(got, nets.Plain(WIDE))
@@ -325,7 +327,7 @@ def test_only_told():
 
 
 def test_what_follows_the_weights():
-    """An optimizer's moments and an average follow; a file of one size fits a model of another; several sizes at once."""
+    """Moments and an average follow; a file of one size fits a model of another; several sizes at once."""
     timm_resize.infer(nets.Plain)
     model = nets.Plain(OLD)
     before, ema = copy.deepcopy(model), copy.deepcopy(model)

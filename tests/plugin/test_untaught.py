@@ -9,8 +9,8 @@ import pytest
 import timm
 import torch
 from timm.layers import PatchEmbed
-from timm.models import build_model_with_cfg, register_model
 from timm.models import _registry as registry
+from timm.models import build_model_with_cfg, register_model
 from torch import nn
 
 import timm_resize

@@ -67,18 +67,18 @@ class Findings:
         for key, column in shapes.items():
             owner = submodule(self.seen[0].model, key.rpartition(".")[0])
             assert owner is not None
-            form, how, problem, choices = "?", "?", "", ()
+            row = Row(key, "parameter", column[0], column[1], "?", "?")
             try:
                 found = forms(self.sizes, column, channels=is_mixing(owner))
                 indexed = any(self._is_indexed(key, form[0]) for form in found)
                 hint = hints.get(key, "")
                 rule = choose(found, owner, key, column[0], hint=hint, reorders=reorders, indexed=indexed)
                 self.rules[key] = rule = self._checked(key, rule)
-                form, how = " and ".join(map(str, rule.forms)), str(rule)
+                row = replace(row, form=" and ".join(map(str, rule.forms)), how=str(rule), rule=rule)
             except Unclear as why:
-                problem, choices = f"{generic(key)}: {why}", why.choices
-                self.problems.append(problem)
-            self.rows.append(Row(key, "parameter", column[0], column[1], form, how, 1, problem, choices))
+                row = replace(row, problem=f"{generic(key)}: {why}", choices=why.choices)
+                self.problems.append(row.problem)
+            self.rows.append(row)
 
     def _is_indexed(self, key: str, form: Form) -> bool:
         """Whether a buffer beside a parameter is an index of absolute offsets into it."""
@@ -170,7 +170,7 @@ class Findings:
         if type(owner).__module__.startswith("torch.nn."):
             problem = f"{generic(key)} is what a {type(owner).__name__} has learned, a value for each token; {ELSE}"
             self.problems.append(problem)
-        form = "by value" if len(set(shapes)) == 1 else self._form([s for s in shapes if s is not None])
+        form = "by value" if len(set(shapes)) == 1 else _text(self._read([s for s in shapes if s is not None]))
         self.rows.append(Row(key, "buffer", shapes[0], shapes[1], form, "as built", problem=problem))
 
     def _attribute(self, path: str, name: str) -> None:
@@ -180,21 +180,21 @@ class Findings:
         if what := next(filter(None, map(obstacle, values)), ""):
             problem = f"{generic(key)} holds {what}. Register that in its module, or {ELSE}"
             self.problems.append(problem)
-        pairs = [as_size(value) for value in values]
-        if pairs == self.sizes:
-            form = "H, W" if not isinstance(values[0], int) else "H"
+        row = Row(key, "attribute", values[0], values[1], "", "as built", problem=problem)
+        if [as_size(value) for value in values] == self.sizes:
+            row = replace(row, form="H" if isinstance(values[0], int) else "H, W")
         else:
-            flat = [(v,) if type(v) is int else v for v in values]
-            form = self._form([tuple(v) for v in flat if isinstance(v, (tuple, list))])
-        self.rows.append(Row(key, "attribute", values[0], values[1], form, "as built", problem=problem))
+            shapes = [(value,) if type(value) is int else value for value in values]
+            found = self._read([tuple(shape) for shape in shapes if isinstance(shape, (tuple, list))])
+            row = replace(row, form=_text(found), reading=found[0] if len(found) == 1 else None)
+        self.rows.append(row)
 
-    def _form(self, shapes: list[Shape]) -> str:
-        """Write what shapes, or numbers, are of; '…' for what has no simple form."""
+    def _read(self, shapes: list[Shape]) -> tuple[Form, ...]:
+        """Return what shapes, or numbers, are of; nothing where they have no simple form."""
         plain = len(shapes) == len(self.sizes) and len({len(shape) for shape in shapes}) == 1
         if not plain or any(type(side) is not int for shape in shapes for side in shape):
-            return "…"
-        found = forms(self.sizes, shapes, channels=True)
-        return " and ".join(map(str, found[0])) if found else "…"
+            return ()
+        return next(iter(forms(self.sizes, shapes, channels=True)), ())
 
     def _size_attributes(self) -> list[tuple[str, str]]:
         """Return the attributes that are the image size at each build, those of the model itself and pairs first."""
@@ -210,3 +210,7 @@ class Findings:
 
 def _shape(snapshot: Snapshot, key: str) -> Shape | None:
     return snapshot.shapes[key] if key in snapshot.shapes else shape_of(snapshot.buffers[key])
+
+
+def _text(found: tuple[Form, ...]) -> str:
+    return " and ".join(map(str, found)) or "…"

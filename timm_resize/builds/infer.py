@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
 from timm_resize.builds.entry import Entry
 from timm_resize.builds.findings import Findings
 from timm_resize.builds.handler import entries_of, make_plan, size_of
+from timm_resize.builds.inferred import Inferred
 from timm_resize.builds.snapshot import Build, Refused, Snapshot, structure, take
-from timm_resize.builds.table import Inferred, Row, merged
+from timm_resize.builds.table import Row, merged
 from timm_resize.core.find import current_size, model_handler
 from timm_resize.core.planner import takes_img_size
 from timm_resize.core.registry import handler_for, registry
@@ -102,8 +103,30 @@ def infer(
     return Inferred(cls, rows, tuple(s.size for s in snapshots), refused, register, problems, note, entry)
 
 
-def infer_for(model: nn.Module, build: Build) -> None:
+def of_timm(create: Callable[..., nn.Module]) -> Build:
+    """Return a build from a function that takes `img_size` where the constructor of timm's does, and no argument else.
+
+    Raises:
+        ResizeError: It builds nothing.
+    """
+    try:
+        cls = type(take(lambda _: create(), SIZES[0]).model)
+    except Refused as why:
+        raise ResizeError(f"infer: the model cannot be built: {why}.") from why
+    return _sized(cls, create)
+
+
+def _sized(cls: type[nn.Module], create: Callable[..., nn.Module]) -> Build:
+    takes = any(takes_img_size(base) for base in cls.__mro__ if issubclass(base, nn.Module))  # it may pass on keywords
+    return (lambda img_size: create(img_size=img_size)) if takes else lambda img_size: create()
+
+
+def infer_for(model: nn.Module, create: Callable[..., nn.Module]) -> None:
     """Teach the class of a model that timm built and that has no handler, or its configuration; with a warning.
+
+    Args:
+        model: The model.
+        create: Makes another like it, of an `img_size` if its constructor takes one.
 
     Raises:
         ResizeError: As `infer`.
@@ -114,7 +137,7 @@ def infer_for(model: nn.Module, build: Build) -> None:
     entries = entries_of(handler)
     if handler is not None and (not entries or any(entry.fits(model, size) for entry in entries)):
         return
-    infer(build if takes_img_size(cls) else lambda img_size: build(None))
+    infer(_sized(cls, create))
     warnings.warn(
         f"{cls.__name__} has no handler. What depends on its image size was found by building it at several sizes, as "
         "timm_resize.infer does.",

@@ -90,23 +90,24 @@ class Rule:
         if form.dim == 1:
             return ctx.token_reader(old, new)
         writer = ctx.token_writer(old, new)
-        return writer if len(grids) == 1 else replace(writer, then=ctx.token_reader(*grids[1]))
+        return writer if len(grids) == 1 else replace(writer, then=ctx.token_reader(grids[1][0], grids[1][1]))
 
-    def call(self) -> str:
-        """Return the call of `ctx` in a handler, for grids `old` and `new`."""
+    def call(self, grids: Sequence[str]) -> str:
+        """Return the call of `ctx` in a handler, for 'old, new' of each form; `...` for what needs more words."""
         form = self.forms[0]
         word, _, place = self.word.partition(":")
         rest = f", {'prefix' if word == 'positions' else 'suffix'}={form.rest}" if form.rest else ""
         dim = f", dim={form.dim}" if form.dim != (word in ("positions", "offsets")) else ""
-        if place or word in ("axis", "flatten"):
-            return f"...  # {self.word}: {WORDS[self.word]}"
+        if place or word in ("axis", "flatten") or len(set(grids)) > 1:
+            return "..."
         if word == "table":
-            return f"ctx.rel_pos_table(old, new{rest}{dim}{'' if form.what == 'offsets' else ', flat=False'})"
+            return f"ctx.rel_pos_table({grids[0]}{rest}{dim}{'' if form.what == 'offsets' else ', flat=False'})"
         if word == "tokens":
-            both = len(self.forms) == 2
-            return f"ctx.token_{'matrix' if both else 'reader' if form.dim == 1 else 'writer'}(old, new)"
-        name = {"positions": "pos_embed", "map": "pos_embed_map", "offsets": "offset_table"}[word]
-        return f"ctx.{name}(old, new{rest}{dim if word != 'map' else f', dim={form.dim}'})"
+            kind = "matrix" if len(self.forms) == 2 else "reader" if form.dim == 1 else "writer"
+            return f"ctx.token_{kind}({grids[0]})"
+        if word == "map":
+            return f"ctx.pos_embed_map({grids[0]}, dim={form.dim})"
+        return f"ctx.{'pos_embed' if word == 'positions' else 'offset_table'}({grids[0]}{rest}{dim})"
 
     def __str__(self) -> str:
         rest = self.forms[0].rest

@@ -129,19 +129,24 @@ def _random_states_kept(seed: int) -> Iterator[None]:
 
 def structure(a: Snapshot, b: Snapshot) -> str:
     """Say which module or tensor only one of two builds has, or has as another class; '' where they agree."""
-    classes = [{path: type(module).__qualname__ for path, module in _modules(s.model)} for s in (a, b)]
-    for what, first, second in (
-        ("module", *classes),
-        ("parameter", *({name: shape is None for name, shape in s.shapes.items()} for s in (a, b))),
-        ("buffer", *(dict.fromkeys(s.buffers) for s in (a, b))),
-    ):
-        for name in (*first, *second):
-            if first.get(name, MISSING) != second.get(name, MISSING):
-                return f"the {what} {name or 'itself'} is not the same at {a.size} and at {b.size}"
+    first, second = (dict(_parts(snapshot)) for snapshot in (a, b))
+    for name in (*first, *second):
+        if first.get(name) != second.get(name):
+            return f"the {name} is not the same at {a.size} and at {b.size}"
     for name, shape in a.shapes.items():
         if len(shape or ()) != len(b.shapes[name] or ()):
             return f"the parameter {name} has another number of dimensions at {a.size} than at {b.size}"
     return ""
+
+
+def _parts(snapshot: Snapshot) -> Iterator[tuple[str, str]]:
+    """Yield everything that all builds have to have, and what it is."""
+    for path, module in _modules(snapshot.model):
+        yield f"module {path or 'itself'}", type(module).__qualname__
+    for name, shape in snapshot.shapes.items():
+        yield f"parameter {name}", "None" if shape is None else "there"
+    for name in snapshot.buffers:
+        yield f"buffer {name}", "there"
 
 
 def changed_buffers(a: Snapshot, b: Snapshot) -> list[str]:

@@ -8,8 +8,8 @@ from types import BuiltinFunctionType, CellType, FunctionType, MethodType, Modul
 import torch
 from torch import Tensor, nn
 
-FIXED = (type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device, torch.Size, slice, range)
-FIXED += (BuiltinFunctionType, ModuleType)
+NUMBERS: tuple[type, ...] = (type(None), bool, int, float, complex, str, bytes, slice, range)
+FIXED = (*NUMBERS, type, torch.dtype, torch.device, torch.Size, BuiltinFunctionType, ModuleType)
 """Types whose values say all that they are when printed or compared."""
 
 Pairs = set[tuple[int, int]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,7 +27,7 @@ from timm_resize.core.apply import apply_plan, guard_
 from timm_resize.core.find import current_size, find_model, model_handler
 from timm_resize.core.memory import check_memory
 from timm_resize.core.planner import plan_request, plan_to
-from timm_resize.core.request import make_request
+from timm_resize.core.request import Interpolation, PatchResample, Preset, WindowPolicy, make_request
 from timm_resize.errors import CheckpointError, ResizeError, UnsupportedModelError, near_names
 from timm_resize.geometry import Size, SizeLike, parse_size
 from timm_resize.plugin.patch import Function, calling, found, stock
@@ -61,6 +62,14 @@ def create_model(
     model_name: str,
     pretrained: bool = False,
     *,
+    img_size: SizeLike | None = None,
+    patch_size: SizeLike | None = None,
+    patch_resample: PatchResample | None = None,
+    window_size: SizeLike | Sequence[SizeLike] | None = None,
+    window_policy: WindowPolicy | None = None,
+    interpolation: Interpolation | None = None,
+    antialias: bool | None = None,
+    preset: Preset | None = None,
     source_size: SizeLike | None = None,
     fast_init: bool | None = None,
     **kwargs: Any,
@@ -70,11 +79,13 @@ def create_model(
     Args:
         model_name: As for `timm.create_model`: a name, `hf-hub:…` or `local-dir:…`.
         pretrained: Load weights; they are read at the checkpoint's size, then resized.
+        img_size: Image size in pixels, an int or (H, W); by default the architecture's own.
+        patch_size: As for `plan_resize`, as all that follow: `patch_resample`, `window_size`, `window_policy`,
+            `interpolation`, `antialias` and `preset`, which are about a change of size and need `img_size` too.
         source_size: Image size (H, W) that the weights were saved at; by default as recorded with them, or as their
             shapes tell.
         fast_init: As for `install`, for this call; by default as installed, and on where nothing is installed.
-        **kwargs: As for `timm.create_model`. With `img_size` also `patch_size`, `window_size`, `window_policy`,
-            `patch_resample`, `interpolation`, `antialias` and `preset`, as for `plan_resize`.
+        **kwargs: As for `timm.create_model`.
 
     Returns:
         The model, with `set_input_size` on its class only if `install` is active.
@@ -92,7 +103,18 @@ def create_model(
     """
     given = None if source_size is None else parse_size(source_size, "source_size", model_name)
     skip = all(fast_init_settings[-1:]) if fast_init is None else fast_init
-    return _create(model_name, pretrained, given, skip, {k: v for k, v in kwargs.items() if v is not None})
+    asked = {
+        "img_size": img_size,
+        "patch_size": patch_size,
+        "patch_resample": patch_resample,
+        "window_size": window_size,
+        "window_policy": window_policy,
+        "interpolation": interpolation,
+        "antialias": antialias,
+        "preset": preset,
+        **kwargs,
+    }
+    return _create(model_name, pretrained, given, skip, {k: v for k, v in asked.items() if v is not None})
 
 
 def _create(
