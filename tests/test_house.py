@@ -12,7 +12,7 @@ MODULES = read()
 
 FLOORS = (
     {"", "__main__", "api"},
-    {"cli", "training", "hub", "plugin", "multi_size", "cost"},
+    {"cli", "training", "hub", "plugin", "multi_size", "cost", "integrations"},
     {"resize", "weights", "builds"},
     {"core"},
     {"resample"},
