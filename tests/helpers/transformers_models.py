@@ -240,6 +240,41 @@ CASES = {
         **SQUARE,
         **ANY_IMAGE,
     ),
+    "dpt-hybrid": Case(
+        hf.DPTForDepthEstimation,
+        lambda: hf.DPTConfig(
+            **{**VIT, "num_hidden_layers": 4},
+            **{**NECK, "neck_hidden_sizes": [8, 8, 4, 4]},
+            is_hybrid=True,
+            backbone_config=hf.BitConfig(
+                embedding_size=8,
+                hidden_sizes=[8, 8, 8],
+                depths=[1, 1, 1],
+                out_features=["stage1", "stage2", "stage3"],
+                num_groups=4,
+            ),
+            backbone_featmap_shape=[1, 8, 4, 4],
+            backbone_out_indices=[0, 1, 2, 3],
+            reassemble_factors=[1, 1, 1, 0.5],
+        ),
+        exact=False,
+        **SQUARE,
+        **ANY_IMAGE,
+    ),
+    "dpt-beit": Case(
+        hf.DPTForDepthEstimation,
+        lambda: hf.DPTConfig(
+            **NECK,
+            is_hybrid=False,
+            reassemble_factors=[2, 1],
+            backbone_config=hf.BeitConfig(
+                **VIT, **STAGES, use_relative_position_bias=True, reshape_hidden_states=False
+            ),
+        ),
+        path="backbone_config.image_size",
+        **SQUARE,
+        **ANY_IMAGE,
+    ),
     "dpt-dinov2": Case(
         hf.DPTForDepthEstimation,
         lambda: hf.DPTConfig(**NECK, is_hybrid=False, reassemble_factors=[2, 1], backbone_config=dinov2()),

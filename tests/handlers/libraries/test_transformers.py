@@ -14,7 +14,19 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 from tests.helpers.oracle import assert_same_structure
 from tests.helpers.transformers_models import CASES
 
-EACH = pytest.mark.parametrize("name", CASES)
+QUICK = {
+    "vit-classifier",
+    "deit",
+    "dinov2-backbone",
+    "dinov2-registers",
+    "dinov3",
+    "beit",
+    "data2vec-shared-classifier",
+}
+QUICK |= {"clip", "siglip", "swin", "swinv2", "mae-pretraining", "vitdet", "dpt-dinov2", "depth-anything"}
+"""One class of each architecture; the others of it are its embeddings and blocks under other heads."""
+
+EACH = pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in CASES])
 
 
 @EACH

@@ -12,7 +12,7 @@ from torch import nn
 from timm_resize.core.context import Changes, Context
 from timm_resize.geometry import floor_div
 from timm_resize.handlers.layers.relative_position import resize_bias_table
-from timm_resize.handlers.libraries.transformers.configs import as_pair, parent, refuse_oblong
+from timm_resize.handlers.libraries.transformers.configs import as_pair, refuse_oblong
 from timm_resize.handlers.libraries.transformers.positions import plan_embeddings
 
 STATE = (
@@ -35,7 +35,8 @@ def plan_positions(embeddings: nn.Module, ctx: Context) -> Changes:
 def plan_bias(bias: nn.Module, ctx: Context) -> Changes:
     """Resample a table from the grid that it is for to that of the new size; the class token's three rows are kept."""
     refuse_oblong(ctx, "each forward takes the height of a bias table for its width")
-    owner = parent(bias, ctx)  # a layer, or what holds the table that all share
+    # a layer, or what holds the table that all share
+    owner = next(m for m in ctx.root.modules() if any(child is bias for child in m._modules.values()))
     patch = getattr(owner if hasattr(owner, "patch_size") else owner.config, "patch_size", 0)
     window = floor_div(ctx.new_size, as_pair(patch))
     yield from resize_bias_table(bias, ctx, window, class_token=True, mode="bilinear", antialias=False)

@@ -56,7 +56,10 @@ def plan_model(model: nn.Module, ctx: Context) -> Changes:
 
 
 def plan_configs(ctx: Context, write: Callable[[Any], None]) -> Changes:
-    """Give every module that holds a configuration a copy of it, which `write` has changed."""
+    """Give every module that holds a configuration a copy of it, if `write` changes any.
+
+    Those without a change are copied with them: they are parts of the others.
+    """
     held = [
         (module, name, value)
         for module in ctx.root.modules()
@@ -65,13 +68,14 @@ def plan_configs(ctx: Context, write: Callable[[Any], None]) -> Changes:
     ]
     old = {id(value): value for *_, value in held}
     before, after = copy.deepcopy(list(old.values())), copy.deepcopy(list(old.values()))
-    copies = {key: pair for key, *pair in zip(old, before, after, strict=True)}
     for config in after:
         write(config)
+    if list(map(vars, before)) == list(map(vars, after)):  # configurations are equal where their declared fields are
+        return
+    copies = {key: pair for key, *pair in zip(old, before, after, strict=True)}
     for module, name, value in held:
-        was, now = copies[id(value)]  # a copy of the old one, so that a plan is stale once somebody else writes to it
-        if vars(was) != vars(now):  # configurations are equal already where their declared fields are
-            yield Change(ctx.path(module), name, "attribute", was, now)
+        was, now = copies[id(value)]  # a copy of the old one, so that a plan is stale once somebody writes to that
+        yield Change(ctx.path(module), name, "attribute", was, now)
 
 
 def plan_square_model(model: nn.Module, ctx: Context) -> Changes:
@@ -98,8 +102,3 @@ def _set_size(config: PreTrainedConfig, size: Size) -> None:
     for one in _sized(config):
         value = one.image_size
         one.image_size = list(size) if isinstance(value, list) else size[0] if size[0] == size[1] else size
-
-
-def parent(module: nn.Module, ctx: Context) -> nn.Module:
-    """Return the module that holds another one."""
-    return next(m for m in ctx.root.modules() if any(child is module for child in m._modules.values()))

@@ -13,7 +13,7 @@ from transformers.models.swin.modeling_swin import (
 from timm_resize.core.context import Changes, Context
 from timm_resize.core.registry import register
 from timm_resize.geometry import text
-from timm_resize.handlers.libraries.transformers.configs import image_size, parent, plan_model, plan_square_model
+from timm_resize.handlers.libraries.transformers.configs import image_size, plan_model, plan_square_model
 from timm_resize.handlers.libraries.transformers.windows import SIZES, plan_stages, plan_window_embeddings, shifts
 
 STATE = "shifts; position_embeddings, where it has them; config.image_size"
@@ -42,7 +42,7 @@ def plan_swin_encoder(encoder: SwinEncoder, ctx: Context) -> Changes:
     a backbone pads instead.
     """
     window = int(encoder.config.window_size)
-    pads = isinstance(parent(encoder, ctx), SwinBackbone)
+    pads = any(isinstance(m, SwinBackbone) and encoder in m.modules() for m in ctx.root.modules())
     stages = yield from plan_stages(encoder, ctx)
     for number, (_, feat, blocks) in enumerate(stages):
         if min(feat) < window and not pads:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from timm_resize.core.context import Changes, Context
+from timm_resize.errors import ResizeError
 from timm_resize.geometry import Size, ceil_div, floor_div, short, text
 from timm_resize.handlers.libraries.transformers.configs import as_pair
 
@@ -36,7 +37,18 @@ def plan_stages(encoder: nn.Module, ctx: Context) -> Changes:
 
     Returns:
         For each stage that map, the one that forward makes, rounded up, and its blocks.
+
+    Raises:
+        ResizeError: Windows are to be scaled, which are one number in a configuration here, whatever the image.
     """
+    if ctx.request.window_policy == "scale":
+        name = type(ctx.root).__name__
+        raise ResizeError(
+            f"{name}: window_policy='scale' is for timm's models: windows are config.window_size here. Leave it out.",
+            model=name,
+            argument="window_policy",
+            value="scale",
+        )
     patch = as_pair(encoder.config.patch_size)  # type: ignore[union-attr, arg-type]
     kept, made = floor_div(ctx.new_size, patch), ceil_div(ctx.new_size, patch)
     out: list[tuple[Size, Size, list[nn.Module]]] = []
