@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict
 
 from torch import nn
 
 from timm_resize.errors import ResizeError, near_names
 from timm_resize.geometry import Size, SizeLike, parse_size
 from timm_resize.resample.maps import MODES
+
+WindowPolicy: TypeAlias = Literal["timm", "keep", "scale"]
+Interpolation: TypeAlias = Literal["bicubic", "bilinear", "nearest", "geometric"]
+Preset: TypeAlias = Literal["timm", "deit", "big_vision"]
+PatchResample: TypeAlias = Literal["pinv", "adjoint"]
 
 
 class ResizeOptions(TypedDict, total=False):
@@ -29,11 +34,11 @@ class ResizeOptions(TypedDict, total=False):
     """
 
     patch_size: SizeLike | None
-    patch_resample: Literal["pinv", "adjoint"]
-    window_policy: Literal["timm", "keep", "scale"]
-    interpolation: Literal["bicubic", "bilinear", "nearest", "geometric"] | None
+    patch_resample: PatchResample
+    window_policy: WindowPolicy
+    interpolation: Interpolation | None
     antialias: bool | None
-    preset: Literal["timm", "deit", "big_vision"] | None
+    preset: Preset | None
     window_size: SizeLike | Sequence[SizeLike] | None
     window_ratio: int | None
     always_partition: bool | None

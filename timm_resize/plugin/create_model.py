@@ -80,8 +80,8 @@ def create_model(
         model_name: As for `timm.create_model`: a name, `hf-hub:…` or `local-dir:…`.
         pretrained: Load weights; they are read at the checkpoint's size, then resized.
         img_size: Image size in pixels, an int or (H, W); by default the architecture's own.
-        patch_size: As for `plan_resize`, as all that follow: `patch_resample`, `window_size`, `window_policy`,
-            `interpolation`, `antialias` and `preset`, which are about a change of size and need `img_size` too.
+        patch_size: With `img_size` as for `plan_resize`, and so are `patch_resample`, `window_size`, `window_policy`,
+            `interpolation`, `antialias` and `preset`; without it, this and `window_size` are stock's.
         source_size: Image size (H, W) that the weights were saved at; by default as recorded with them, or as their
             shapes tell.
         fast_init: As for `install`, for this call; by default as installed, and on where nothing is installed.
