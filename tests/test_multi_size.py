@@ -44,7 +44,7 @@ def _quiet():
         yield
 
 
-@pytest.mark.parametrize("name", sweep(turn=0, of=3))
+@pytest.mark.parametrize("name", sweep(turn=0, of=4))
 def test_equals_models_of_each_size(name):
     """At four sizes and its own the output is that of a separately resized model; only sized tensors are kept."""
     model = build(name)
@@ -71,7 +71,7 @@ def test_equals_models_of_each_size(name):
     )  # ConViT's forward fills it
 
 
-@pytest.mark.parametrize("name", sweep(turn=1, of=3))
+@pytest.mark.parametrize("name", sweep(turn=1, of=4))
 def test_gradients_are_those_of_resampling_then_forward(name):
     """Gradients equal those of a resized copy, pulled back through the maps by autograd on their float64 matrices."""
     model = build(name)
@@ -261,7 +261,7 @@ class Scored(torch.nn.Module):
 @pytest.mark.parametrize("train", [False, True])
 def test_what_holds_a_model_is_run_whole(train):
     """A wrapper's own layers and arguments take part, at every size; gradients reach both."""
-    model = redraw_(timm.create_model("resmlp_12_224", num_classes=10)).train(train)
+    model = redraw_(stock("mixer_s32_224", **EXAMPLES["mixer_s32_224"], num_classes=10)).train(train)
     net = Scored(model)
     multi = timm_resize.MultiSize(net)
     assert multi.state_dict().keys() == net.state_dict().keys()
@@ -302,9 +302,13 @@ def test_the_models_public_attributes_pass_through():
         multi.nonsense  # noqa: B018
 
 
+NARROW = {"embed_dim": (32, 48, 64), "num_heads": (2, 3, 4), "depth": (1, 1, 1), "num_classes": 3}
+"""A LeViT of one block a stage, in which all sizes and caches are as in the whole one."""
+
+
 def test_biases_kept_in_eval_follow_their_table():
     """LeViT keeps its biases in eval: a second backward works, and a change of a table is seen."""
-    model = redraw_(timm.create_model("levit_128s", num_classes=3)).eval()
+    model = redraw_(timm.create_model("levit_128s", **NARROW)).eval()
     multi = timm_resize.MultiSize(model)
     for size in ((224, 224), (96, 160)):
         x = torch.randn(2, 3, *size)
@@ -315,15 +319,15 @@ def test_biases_kept_in_eval_follow_their_table():
             for name, p in model.named_parameters():
                 if name.endswith("attention_biases"):
                     p.add_(0.5 * torch.randn_like(p))
-            fresh = timm.create_model("levit_128s", num_classes=3).eval()
+            fresh = timm.create_model("levit_128s", **NARROW).eval()
             fresh.load_state_dict(model.state_dict())
             timm_resize.resize_(fresh, size)
             torch.testing.assert_close(multi(x), fresh(x), rtol=1e-5, atol=1e-5)
 
 
-def keeps_biases(name="levit_128s"):
+def keeps_biases():
     """A LeViT in eval whose outputs depend on its biases."""
-    return redraw_(timm.create_model(name, num_classes=3)).eval()
+    return redraw_(timm.create_model("levit_128s", **NARROW)).eval()
 
 
 @torch.no_grad()
@@ -337,7 +341,7 @@ def change_biases_(model, by=lambda p: p.add_(0.5 * torch.randn_like(p))):
 @torch.no_grad()
 def from_scratch(model, size, x):
     """What stock's model with these weights, which has cached nothing, gives once resized."""
-    fresh = timm.create_model("levit_128s", num_classes=3).eval()
+    fresh = timm.create_model("levit_128s", **NARROW).eval()
     timm_resize.resize_(fresh, timm_resize.plan_resize(model).new_size)
     fresh.load_state_dict(model.state_dict())
     timm_resize.resize_(fresh, size)
