@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -44,17 +45,16 @@ def end_at(step: int, how: str, folder: Path) -> list[str]:
     return seen
 
 
-def every_operation(how: str, base: Path) -> int:
-    """End a save over an old checkpoint at each operation ("kill" or "fail"); returns how many there were."""
+def ended_saves(how: str, each: int, base: Path) -> int:
+    """End a save over an old checkpoint ("kill" or "fail") at each n-th operation; returns how many ends there were."""
     small = {"depth": 1, "num_classes": 2, "embed_dim": 48, "num_heads": 3, "weight_init": "skip"}  # a fast one
     model = timm_resize.create_model("vit_tiny_patch16_224", **small)
     timm_resize.save_pretrained(model, base / "old" / "new")  # the card has the folder's name
     timm_resize.resize_(model, 96)
     timm_resize.save_pretrained(model, base / "new")
     old, new = content(base / "old" / "new"), content(base / "new")
-    step, outcomes = 0, set()
-    while True:
-        step += 1
+    outcomes = set()
+    for step in itertools.count(1, each):
         folder = base / f"{how}-{step}" / "new"
         shutil.copytree(base / "old" / "new", folder)
         child = os.fork()
@@ -78,4 +78,4 @@ def every_operation(how: str, base: Path) -> int:
         if status == 2:
             break
     assert outcomes == {"old", "new"}
-    return step - 1
+    return (step - 1) // each

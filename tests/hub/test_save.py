@@ -21,8 +21,10 @@ from torch.nn.utils import prune
 
 import timm_resize
 from tests.helpers.examples import EXAMPLES
-from tests.helpers.killed_saves import every_operation
+from tests.helpers.forks import in_forks, without_the_package
+from tests.helpers.killed_saves import ended_saves
 from tests.helpers.oracle import image, redraw_, stock
+from tests.helpers.stock_reader import read
 from timm_resize.hub import save as hub
 from timm_resize.hub.save import plain_tensors, save_pretrained, stock_misfit
 
@@ -42,8 +44,8 @@ def picture(model, size):
     return image(size)[:, :channels]
 
 
-@pytest.fixture(scope="module")
-def read_back(tmp_path_factory):
+@pytest.fixture(scope="module", params=["fork", pytest.param("process", marks=pytest.mark.slow)])
+def read_back(request, tmp_path_factory):
     """Resize, save, and read every model in one process without timm_resize; name → (model, folder, seen)."""
     saved = {}
     for name, (kwargs, size) in MODELS.items():
@@ -53,9 +55,19 @@ def read_back(tmp_path_factory):
         save_pretrained(model, folder)
         torch.save(picture(model, size), folder / "image.pt")
         saved[name] = (model, folder)
-    command = [sys.executable, "-m", "tests.helpers.stock_reader", *(folder for _, folder in saved.values())]
-    run = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    folders = [folder for _, folder in saved.values()]
+
+    def user():
+        without_the_package()
+        for folder in folders:
+            read(folder)
+
+    if request.param == "fork":
+        in_forks(user)
+    else:
+        command = [sys.executable, "-m", "tests.helpers.stock_reader", *folders]
+        run = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
     return {name: (model, folder, torch.load(folder / "seen.pt")) for name, (model, folder) in saved.items()}
 
 
@@ -214,11 +226,13 @@ def test_a_failing_first_save_leaves_no_folder(kind, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("how", ["kill", pytest.param("fail", marks=pytest.mark.slow)])
-def test_a_save_that_ends_at_any_file_operation(how, tmp_path, record_property):
-    """A real SIGKILL, or an error, at every operation: the folder holds the old checkpoint or the new one, whole."""
-    count = every_operation(how, tmp_path)
-    assert count > 20
+@pytest.mark.parametrize(
+    ("how", "each"), [("kill", 3), *(pytest.param(how, 1, marks=pytest.mark.slow) for how in ("kill", "fail"))]
+)
+def test_a_save_that_ends_at_any_file_operation(how, each, tmp_path, record_property):
+    """A real SIGKILL, or an error, at each n-th operation: the folder holds the old files or the new, all whole."""
+    count = ended_saves(how, each, tmp_path)
+    assert count * each > 20
     record_property("faults", count)
 
 
