@@ -99,6 +99,18 @@ def test_maxvit(size, partition):
     assert all(torch.equal(v, tables[k]) for k, v in model.state_dict().items())
 
 
+@torch.no_grad()
+def test_maxvit_refuses_another_shape():
+    """An image with as many partitions in another shape, which torchvision puts together wrongly, is refused."""
+    model, x = maxvit(112), image((56, 224))
+    assert model(x).shape == (1, 3)
+    timm_resize.resize_(model, 56)
+    timm_resize.resize_(model, 112)
+    assert model(image((110, 112))).shape == (1, 3)
+    with pytest.raises(timm_resize.InvalidSizeError, match="takes 109 to 112"):
+        model(x)
+
+
 def test_maxvit_scales_its_partition():
     """With window_policy="scale" the partitions grow with the image, and their count stays."""
     model = maxvit(56)

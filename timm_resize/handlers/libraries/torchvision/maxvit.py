@@ -21,13 +21,15 @@ def image_size(model: MaxVit) -> Size:
     method="maps counted anew; tables geometric linear",
     sizes="every block's map is as many partitions high as wide",
     options=("window_size",),
+    guarded=True,
     size=image_size,
 )
 def plan_maxvit(model: MaxVit, ctx: Context) -> Changes:
     """Set each block's map; `window_size` is torchvision's `partition_size`, whose tables are then resampled.
 
     An image of another size has more or fewer partitions, of the same size, with `window_policy="scale"` larger ones.
-    Grids count the partitions along the height for both axes, so a map must have as many along its width.
+    Grids count the partitions along the height for both axes, so a map must have as many along its width. Forward puts
+    as many partitions of an image of another shape together as if it had this one, so the stem checks it.
     """
     size, part = ceil_div(ctx.new_size, 2), _partition(model, ctx)
     for block in model.blocks:
@@ -38,6 +40,7 @@ def plan_maxvit(model: MaxVit, ctx: Context) -> Changes:
             ctx.invalid(f"gives a {text(size)} map in {ctx.path(block)}, which torchvision partitions only if square")
         yield from ctx.visit(block, map_size=size, partition=part)
     yield from ctx.attribute(model, partition_size=part)
+    yield from ctx.guard(model.stem, lambda size: ceil_div(size, 4))
 
 
 def _partition(model: MaxVit, ctx: Context) -> int:
