@@ -216,7 +216,7 @@ def another_order(net, h, w):
         (no_form, "odd: no closed form"),
         (closure, "cells holds a function made at the build"),
         (hidden_layer, r"hidden holds a module \(Linear\)"),
-        (blocks_of_one_grid, "blocks: it reads as .* 'positions' or 'offsets'"),
+        (blocks_of_one_grid, "blocks: it reads as .* 'positions' or 'blocks'"),
         (only_at_the_check, "pos: .* does not foresee"),
         (axis_offsets, "rel_h: .* 'axis'"),
         (another_order, "pos: unroll, a Unroll .* another order"),

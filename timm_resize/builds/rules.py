@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isqrt
 
 import torch
 from torch import Tensor, nn
 
 from timm_resize.builds.forms import Form, Shape
 from timm_resize.core.maps import Maps
-from timm_resize.geometry import Size, text
+from timm_resize.geometry import Size, text, times
 from timm_resize.resample import Interpolate, Resample, maps
+from timm_resize.resample.blocked import Blocked
 
 WORDS: Mapping[str, str] = {
     "positions": "a row for each cell of a grid, row-major; further rows are a prefix (class token first)",
     "positions:suffix": "the same, with the further rows last",
     "map": "a position embedding kept as a map, (..., h, w, dim) or (..., dim, h, w)",
+    "blocks": "a map cut into blocks, (1, blocks, h*w, dim), as in NesT; it is resampled as one",
     "table": "a bias for each relative offset in a window; further rows are a suffix, as in BEiT",
     "table:prefix": "the same, with the further rows first",
     "offsets": "a bias for each absolute offset (|dy|, |dx|), as in LeViT; offset 0 is kept",
@@ -45,11 +48,13 @@ class Rule:
         word: One of `WORDS`.
         forms: One form, or two for a weight that both reads and writes tokens.
         hinted: Whether the word is the caller's.
+        blocks: Blocks along each axis, where a map is kept in blocks.
     """
 
     word: str
     forms: tuple[Form, ...]
     hinted: bool = False
+    blocks: int = 1
 
     def how(self, ctx: Maps, sizes: Sequence[Size], shapes: Sequence[Shape]) -> Resample:
         """Return the map between the builds at two sizes, from the shapes of the parameter in both.
@@ -78,6 +83,9 @@ class Rule:
             return replace(how, prefix=form.rest, suffix=0) if place else how
         if word == "map":
             return ctx.pos_embed_map(old, new, form.dim)
+        if word == "blocks":
+            whole = ctx.pos_embed_map(times(old, self.blocks), times(new, self.blocks), dim=1, antialias=False)
+            return Blocked(whole.axes, dim=1, blocks=self.blocks)
         if word == "offsets":
             return ctx.offset_table(old, new, form.dim)
         if word == "axis":
@@ -98,7 +106,7 @@ class Rule:
         word, _, place = self.word.partition(":")
         rest = f", {'prefix' if word == 'positions' else 'suffix'}={form.rest}" if form.rest else ""
         dim = f", dim={form.dim}" if form.dim != (word in ("positions", "offsets")) else ""
-        if place or word in ("axis", "flatten") or len(set(grids)) > 1:
+        if place or word in ("axis", "flatten", "blocks") or len(set(grids)) > 1:
             return "..."
         if word == "table":
             return f"ctx.rel_pos_table({grids[0]}{rest}{dim}{'' if form.what == 'offsets' else ', flat=False'})"
@@ -165,7 +173,9 @@ def words(
         if indexed:
             return ("offsets",), True
         both = ("positions", "offsets") if one.rest == 0 else ("positions", "positions:suffix")
-        return (("positions",), True) if alone else (both, False)
+        if one.rest == 0 and one.dim == 2 and len(shape) == 4 and shape[0] == 1 and isqrt(shape[1]) ** 2 == shape[1]:
+            both = ("positions", "blocks")
+        return both, alone
     if one.what == "offsets":
         return ("table",), True
     if one.what == "map":
@@ -204,7 +214,7 @@ def choose(
         word = hint.partition(":")[0]
         chosen = [form for form, possible, _ in fitting if any(p.partition(":")[0] == word for p in possible)]
         if len(chosen) == 1:
-            return Rule(hint, chosen[0], True)
+            return Rule(hint, chosen[0], True, isqrt(shape[1]) if word == "blocks" else 1)
         raise Unclear(f"the hint {hint!r} does not fit it: {_readings(found)}")
     if not any(possible for _, possible, _ in fitting):
         raise Unclear(f"{_readings(found)}, which no map is known for. Write a handler with @timm_resize.register")
@@ -215,7 +225,7 @@ def choose(
     form, possible, sure = fitting[0]
     if not sure:
         raise Unclear(f"{_readings(found)}, and its shape does not say what of. {advice}", every)
-    if reorders and possible == ("positions",):
+    if reorders and possible[0] == "positions":
         raise Unclear(f"{reorders} may put tokens into another order than row-major. {advice}", every)
     return Rule(possible[0], form)
 
