@@ -240,7 +240,7 @@ def test_models_that_cannot_be_rebuilt(tmp_path):
     """Feature extractors, models of no timm factory and meta tensors are refused with the way out; nothing written."""
     advice = (
         "not a model that timm can rebuild from a config. Save the whole classification model that create_model "
-        "returned, without features_only=True."
+        "returned, without features_only=True; of a model of another library, its state dict with torch.save."
     )
     with torch.device("meta"):
         on_meta = stock("vit_tiny_patch16_224", depth=1)
