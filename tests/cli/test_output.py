@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import typing
+from pathlib import Path
 
 import pytest
 import timm
@@ -14,7 +16,7 @@ import torch
 
 import timm_resize
 from tests.helpers.oracle import stock
-from timm_resize.cli import _common, main
+from timm_resize.cli import _common, main, parser
 from timm_resize.cli import families as families_command
 from timm_resize.core import request
 
@@ -183,3 +185,12 @@ def test_words_of_an_error(text, want):
         img_size=1, window_size=1, window_policy=1, preset=None, options={**options, "help": "-h"}
     )
     assert _common.in_options(text, args) == want
+
+
+def test_the_reference_names_every_command_and_option():
+    """The page has a heading for each subcommand and the name of each option; no option but those."""
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "command_line.md").read_text()
+    commands = next(a for a in parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+    options = {o for c in commands.values() for a in c._actions for o in a.option_strings if o.startswith("--")}
+    assert set(re.findall(r"^## ([a-z-]+)$", page, re.MULTILINE)) == set(commands)
+    assert set(re.findall(r"`[^`\n]*?(--[a-z-]+)", page)) - {"--version"} == options

@@ -9,15 +9,9 @@ Run under several of MKL's and torch's code paths by tests/promises/test_process
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import Tensor, nn
-
-if __name__ == "__main__" and sys.argv[1:] != ["model"]:
-    sys.modules["timm_resize"] = ModuleType("timm_resize")  # its rooms below the models need torch alone
-    sys.modules["timm_resize"].__path__ = [str(Path(__file__).parents[2] / "timm_resize")]
 
 from timm_resize.resample import (
     Resample,
