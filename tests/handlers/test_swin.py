@@ -15,6 +15,7 @@ from timm.models.swin_transformer_v2 import WindowAttention as WindowAttentionV2
 from timm.models.swin_transformer_v2_cr import WindowMultiHeadAttention
 
 import timm_resize
+from tests.helpers.examples import mostly_slow
 from tests.helpers.oracle import assert_close, assert_same_structure, first, image, redraw_, stock, tensors
 from timm_resize.core.find import find_model
 from timm_resize.core.planner import plan_request
@@ -355,8 +356,14 @@ def test_half_precision_buffers_equal_a_fresh_build(name, dtype):
     assert_same_structure(ours, theirs)
 
 
-@pytest.mark.parametrize("name", [*ALL, "swinv2_tiny_window16_256", "swin_s3_tiny_224"])
-@pytest.mark.parametrize("out_indices", [(0, 1, 2, 3), (1, 2)])
+@pytest.mark.parametrize(
+    ("name", "out_indices"),
+    [
+        pytest.param(name, out_indices, marks=[pytest.mark.slow] * ((at + some) % 2))
+        for at, name in enumerate((*ALL, "swinv2_tiny_window16_256", "swin_s3_tiny_224"))
+        for some, out_indices in enumerate(((0, 1, 2, 3), (1, 2)))
+    ],
+)
 def test_feature_extractors_equal_stock(name, out_indices):
     """`features_only=True, img_size=` gives stock's extractor, features included, with all stages or some."""
     state = redraw_(stock(name, **SMALL)).state_dict()
@@ -410,7 +417,7 @@ def test_truncated_models_resize_as_in_stock(name, weights):
     assert windows_of(rebuilt)[:2] == windows_of(ours)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", mostly_slow(ALL, CR))
 def test_scripting_after_a_resize(name, weights):
     """A resized model scripts, and the script gives what the model gives."""
     model = trained(name, weights)

@@ -87,7 +87,7 @@ def slow_unless(name, always):
 
 
 @pytest.mark.parametrize(
-    "name", [slow_unless(n, {*sorted(ALWAYS)[::2], *OTHERS[::5]}) for n in sorted({*EXAMPLES, *OTHERS})]
+    "name", [slow_unless(n, {*sorted(ALWAYS)[::4], *OTHERS[::6]}) for n in sorted({*EXAMPLES, *OTHERS})]
 )
 def test_what_is_read_is_what_stock_reads(name, tmp_path):
     """Every family, and classes that have no family of their own: stock's tensors, buffers and attributes."""
