@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from huggingface_hub.utils import are_progress_bars_disabled
 
 import timm_resize
 from tests.helpers.oracle import stock
@@ -127,8 +128,13 @@ def test_families_json(capsys):
 
 
 def test_quiet(capsys):
-    """-q prints nothing, and the status still tells; errors are said."""
+    """-q prints nothing, not even bars of downloads, and the status still tells; errors are said."""
     assert run(capsys, "plan", *TINY, "--img-size", 96, "-q") == (0, "", "")
+    hidden = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(families_command, "run", lambda args: hidden.append(are_progress_bars_disabled()))
+        assert [run(capsys, "families", *flag)[0] for flag in (["-q"], [])] == [0, 0]
+    assert hidden == [True, False]
     status, out, err = run(capsys, "plan", *TINY, "--img-size", 8, "-q")
     assert (status, out, err.count("\n")) == (2, "", 1)
 

@@ -139,8 +139,10 @@ def output(args: argparse.Namespace) -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
     with ExitStack() as undo:
-        if args.quiet and not getattr(args, "json", False):
-            undo.enter_context(redirect_stdout(undo.enter_context(open(os.devnull, "w"))))
+        if args.quiet:
+            _without_bars(undo)
+            if not getattr(args, "json", False):
+                undo.enter_context(redirect_stdout(undo.enter_context(open(os.devnull, "w"))))
         for logger, level in zip(loggers, levels, strict=True):
             undo.callback(logger.setLevel, level)
             logger.setLevel(logging.INFO if args.verbose else logging.ERROR)
@@ -150,6 +152,15 @@ def output(args: argparse.Namespace) -> Iterator[None]:
         undo.enter_context(warnings.catch_warnings())
         warnings.simplefilter("default" if args.verbose else "ignore")
         yield
+
+
+def _without_bars(undo: ExitStack) -> None:
+    """Turn off the progress bars of downloads and uploads."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if not are_progress_bars_disabled():
+        undo.callback(enable_progress_bars)
+        disable_progress_bars()
 
 
 @contextmanager
