@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 import timm_resize
+from timm_resize.builds.rules import generic
 from timm_resize.core.planner import takes_img_size
 from timm_resize.errors import ResizeError
 
@@ -64,8 +65,8 @@ def compare(name: str, kwargs: dict[str, object]) -> tuple[str, str]:
     outcome = ("refused", "; ".join(seen.problems))
     words = sorted(set(itertools.chain.from_iterable(asked.values()))) if asked else [""]
     for word in words:
-        hints = {key: word for key, choices in asked.items() if word in choices}
-        outcome = max(outcome, by_builds(name, kwargs, model, by_handler, hints), key=lambda o: RANK.index(o[0]))
+        hints = {generic(key): word for key, choices in asked.items() if word in choices}  # as the refusal says
+        outcome = max(by_builds(name, kwargs, model, by_handler, hints), outcome, key=lambda o: RANK.index(o[0]))
     return outcome
 
 

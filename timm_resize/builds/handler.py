@@ -104,7 +104,7 @@ def _at_new_size(entry: Entry, ctx: Context) -> Snapshot:
     """Return the build at the new size, refused where it cannot be built, or does not run."""
     reason = _trouble(entry, ctx.new_size)
     if reason:
-        near = [size for size in _around(ctx.new_size) if not _trouble(entry, size)][:2]
+        near = [size for size in dict.fromkeys(_around(ctx.new_size)) if not _trouble(entry, size)][:2]
         name = type(ctx.root).__name__
         advice = f"Use {' or '.join(map(short, near))}." if near else "No valid size was found near it."
         raise InvalidSizeError(
