@@ -12,7 +12,8 @@ from torch import nn
 from timm_resize.core.copies import meta_copy
 from timm_resize.core.find import current_size as current_size  # for handlers of what holds a model
 from timm_resize.core.find import find_model as find_model
-from timm_resize.core.find import model_handler, walk
+from timm_resize.core.find import model_handler as model_handler
+from timm_resize.core.find import walk
 from timm_resize.core.hidden import View, unwrap
 from timm_resize.core.plan import MISSING as MISSING  # for handlers, which import from here
 from timm_resize.core.plan import Change as Change

@@ -1,0 +1,1 @@
+"""segmentation_models_pytorch: networks around a timm encoder."""
