@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
-NEEDS = {"programs.md": ("open_clip", "transformers", "segmentation_models_pytorch")}
+NEEDS = {"programs.md": ("accelerate", "lightning", "open_clip", "peft", "segmentation_models_pytorch", "transformers")}
 """Packages that a page is about; it is skipped where they are not installed."""
 
 
