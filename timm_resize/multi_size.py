@@ -120,9 +120,12 @@ class MultiSize(nn.Module):
         self._register_load_state_dict_pre_hook(_add_prefix)
 
     @torch.compiler.disable(recursive=False)  # each view, an ordinary model, has a whole graph of its own
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Run the model, in what holds it, as resized to the images `x` (batch, channels, height, width)."""
-        return self._at(x.shape)(x, *args, **kwargs)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model, in what holds it, as resized to the images (batch, channels, height, width) that it is given.
+
+        They are the first argument with four dimensions, by position or by name.
+        """
+        return self._at(_images(args, kwargs).shape)(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         """Return what this module has not from the model, whose configuration and groups training loops ask for."""
@@ -287,6 +290,15 @@ class _Given:
 
     def __call__(self, *, device: torch.device, dtype: torch.dtype) -> Tensor:
         return self.value.to(device, dtype)
+
+
+@torch.compiler.disable
+def _images(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """Return the first tensor of a call that has four dimensions; the first of all where none has."""
+    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    if not tensors:
+        raise ResizeError("MultiSize: there are no images to run. Give a tensor (batch, channels, height, width).")
+    return next((value for value in tensors if value.dim() == 4), tensors[0])
 
 
 def _add_prefix(state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:

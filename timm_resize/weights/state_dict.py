@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 
 from timm_resize.core.apply import apply_plan
 from timm_resize.core.copies import planning_copy
-from timm_resize.core.find import current_size, find_model
+from timm_resize.core.find import current_size, find_model, whole_models
 from timm_resize.core.plan import ResizePlan
 from timm_resize.core.planner import plan_to
 from timm_resize.core.request import ResizeOptions
@@ -58,10 +58,16 @@ def resize_state_dict(
         >>> large.load_state_dict(timm_resize.resize_state_dict(small.state_dict(), large))
         <All keys matched successfully>
     """
-    root = find_model(model)
-    path = path_in(model, root)
-    names, tensors = by_own_names(state_dict, root, path)
-    return names.put_back(fitted(tensors, root, source=source, **options)[0], state_dict, path)
+    refusals = list[CheckpointError]()
+    for _, root in whole_models(find_model(model)):  # the file may be of a model that this one holds
+        path = path_in(model, root)
+        try:
+            names, tensors = by_own_names(state_dict, root, path)
+        except CheckpointError as refusal:
+            refusals.append(refusal)
+        else:
+            return names.put_back(fitted(tensors, root, source=source, **options)[0], state_dict, path)
+    raise refusals[0]
 
 
 def fitted(

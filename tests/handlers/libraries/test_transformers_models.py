@@ -72,6 +72,21 @@ def test_several_sizes():
     assert before.image_size == 64
 
 
+@torch.no_grad()
+def test_images_by_name():
+    """MultiSize finds the images among words, wherever they stand."""
+    case = CASES["clip"]
+    model = case.model()
+    multi, resized = timm_resize.MultiSize(model), copy.deepcopy(model)
+    timm_resize.resize_(resized, 96)
+    words, x = torch.tensor([[1, 4, 2]]), torch.randn(1, 3, 96, 96)
+    want = resized(words, x).logits_per_image
+    for got in (multi(words, x), multi(input_ids=words, pixel_values=x)):
+        torch.testing.assert_close(got.logits_per_image, want, rtol=0, atol=0)
+    with pytest.raises(timm_resize.ResizeError, match="no images"):
+        multi()
+
+
 def test_blocks_get_back_what_a_forward_took():
     """Swin's forward drops shift and window of a block whose map is one window; a resize gives those of a new model."""
     case = CASES["swin"]

@@ -97,3 +97,13 @@ def test_backbone():
     assert any("no argument for an image size" in note for note in plan.notes)
     config = hf.TimmBackboneConfig(backbone="resnet18", use_pretrained_backbone=False, out_indices=(0, 1))
     assert timm_resize.resize_(hf.TimmBackbone(config), SIZE).notes == ()
+
+
+def test_state_dicts_of_timm():
+    """A state dict of the timm model alone, or of a wrapper, is fitted to a wrapper, whose own load takes either."""
+    name = "vit_tiny_patch16_224"
+    model, other = wrapper(name), stock(name, num_classes=5, img_size=96, **SMALL[name])
+    for start in ("", "timm_model."):
+        out = timm_resize.resize_state_dict({start + k: v for k, v in other.state_dict().items()}, model)
+        assert out[f"{start}pos_embed"].shape == model.timm_model.pos_embed.shape
+        model.load_state_dict(out)
