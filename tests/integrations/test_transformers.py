@@ -8,7 +8,7 @@ import torch
 import timm_resize
 from tests.helpers.oracle import image
 
-pytest.importorskip("transformers", reason="transformers is not installed")
+pytest.importorskip("transformers", minversion="5", reason="transformers 5 is not installed")
 pytest.importorskip("accelerate", reason="accelerate, which its Trainer needs, is not installed")
 import transformers
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
-from timm.data import create_transform, resolve_data_config, resolve_model_data_config
+from timm.data import create_transform, resolve_data_config, resolve_input_data_config, resolve_model_data_config
 
 import timm_resize
 from tests.helpers.oracle import stock
@@ -71,3 +71,20 @@ def test_the_function_is_itself_again():
         assert timm.data.resolve_data_config is function
         assert function.__code__ is not code
     assert function.__code__ is code
+
+
+@pytest.mark.parametrize(("name", "fixed"), [("levit_128s", True), ("test_resnet", False)])
+def test_the_configuration_that_newer_scripts_ask_for(name, fixed):
+    """`resolve_input_data_config` gives a resized model's size, and refuses another where the model takes none."""
+    with timm_resize.install():
+        model = timm.create_model(name, img_size=(96, 128), num_classes=2)
+        for use_test_size in (False, True):
+            assert resolve_input_data_config(model, {}, None, use_test_size)["input_size"] == (3, 96, 128)
+        assert resolve_input_data_config(model, {"img_size": (96, 128)})["input_size"] == (3, 96, 128)
+        if fixed:
+            with pytest.raises(ValueError, match=r"Requested image size \(64, 64\)"):
+                resolve_input_data_config(model, {"img_size": 64})
+        else:
+            assert resolve_input_data_config(model, {"img_size": 64})["input_size"] == (3, 64, 64)
+        own = timm.create_model(name, num_classes=2)
+        assert resolve_input_data_config(own)["input_size"] == own.pretrained_cfg["input_size"]

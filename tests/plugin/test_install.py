@@ -23,6 +23,7 @@ import timm_resize
 from tests.helpers.timm_state import timm_objects
 from timm_resize.plugin import install
 from timm_resize.plugin.patch import Exchange
+from timm_resize.plugin.resume import READERS
 
 ROOT = Path(__file__).parents[2]
 
@@ -155,11 +156,13 @@ def test_install_names_what_this_timm_lacks(monkeypatch):
 def test_install_leaves_out_what_a_timm_need_not_have(path, monkeypatch, caplog):
     """Without a function of `timm.task`, or what it reads files with, the rest is installed, and the log says so."""
     before = timm_objects()
-    monkeypatch.delattr(path)
-    monkeypatch.delattr(path.replace("._helpers", ""), raising=False)
+    module, name = path.rsplit(".", 1)
+    function = getattr(importlib.import_module(module), name)
+    for place in [m for n, m in sys.modules.items() if n.startswith("timm") and vars(m).get(name) is function]:
+        monkeypatch.delattr(place, name)
     with timm_resize.install():
         assert timm.create_model("test_resnet", img_size=96, device="meta")._traits["resized_img_size"] == (96, 96)
-    lost = sorted(install.OPTIONAL) if path.endswith("_load_train_checkpoint") else [path]
+    lost = sorted(p for p in install.OPTIONAL if path in (p, *READERS.get(p, ())))
     assert sorted(r.args[1] for r in caplog.records) == lost
     monkeypatch.undo()
     assert timm_objects() == before

@@ -10,7 +10,9 @@ from torch import nn
 
 from timm_resize.core.find import current_size, find_model, whole_models
 from timm_resize.errors import ResizeError
-from timm_resize.plugin.patch import stock
+from timm_resize.plugin.patch import calling, found, stock
+
+INPUT_CONFIG = "timm.data.model_config.resolve_input_data_config"
 
 
 def data_config(model: nn.Module, **args: Any) -> dict[str, Any]:
@@ -53,6 +55,23 @@ def resolve_data_config(
         channels = channels or (config.get("input_size") or (3,))[0]
         args = {**asked, "input_size": (channels, *size)}
     return stock("timm.data.config.resolve_data_config")(args, pretrained_cfg, model, use_test_size, verbose)
+
+
+def resolve_input_data_config(
+    model: Any, args: Any = None, pretrained_cfg: Any = None, use_test_size: bool = False, verbose: bool = False
+) -> dict[str, Any]:
+    """As `timm.data.resolve_input_data_config`, with the present size of a resized model as the one that it takes."""
+    resolve, size = stock(INPUT_CONFIG), _resized(model)
+    if size is not None:
+        current = stock("timm.models._input.get_model_input_config")
+        replaced = found("timm.models._input.get_model_input_config")
+        resolve = calling(
+            resolve, {replaced: lambda m: {**(c := current(m)), "input_size": (c["input_size"][0], *size)}}
+        )
+        asked = args or {}
+        if all(asked.get(key) is None for key in ("input_size", "img_size")):
+            args = {**asked, "img_size": (asked.get("model_kwargs") or {}).get("img_size") or size}
+    return resolve(model, args, pretrained_cfg, use_test_size, verbose)
 
 
 def onnx_export(*args: Any, **kwargs: Any) -> None:

@@ -15,7 +15,7 @@ from timm_resize.core.locks import Lock
 from timm_resize.core.registry import is_model_class
 from timm_resize.errors import ResizeError
 from timm_resize.plugin.create_model import create_model, fast_init_settings
-from timm_resize.plugin.data_config import onnx_export, resolve_data_config
+from timm_resize.plugin.data_config import INPUT_CONFIG, onnx_export, resolve_data_config, resolve_input_data_config
 from timm_resize.plugin.patch import Exchange, found, stock
 from timm_resize.plugin.resume import READERS, resumes
 from timm_resize.plugin.script_sizes import created, follow_
@@ -48,19 +48,18 @@ REPLACED: dict[str, Callable[..., Any]] = {
     CREATE_MODEL: _create_model,
     "timm.models._helpers.load_checkpoint": _load_checkpoint,
     "timm.data.config.resolve_data_config": resolve_data_config,
+    INPUT_CONFIG: resolve_input_data_config,
     "timm.utils.onnx.onnx_export": onnx_export,
     **{path: resumes(path) for path in READERS},
 }
 """What `install` replaces, by what; and `set_input_size` of every model class and feature wrapper, by `resize_`."""
-OPTIONAL = frozenset(path for path in READERS if path.startswith("timm.task."))
+OPTIONAL = frozenset({*READERS, INPUT_CONFIG})
 """Those that a timm may lack: then they are left out, and the log says so."""
 RELIED_ON = (
     "timm.models._factory.model_entrypoint",
-    "timm.models._factory._resolve_model_source",
     "timm.models._builder.load_pretrained",
     "timm.models._builder._resolve_pretrained_source",
     "timm.models._helpers.load_state_dict",
-    "timm.models._helpers._torch_load",
     "timm.models._hub.save_config_for_hf",
     "timm.models._hub.hf_split",
 )
@@ -93,9 +92,7 @@ class Installed:
                 self._give(cls)
             for path, ours in REPLACED.items():
                 if path in OPTIONAL and not _has_all(path):
-                    _logger.warning(
-                        "timm %s has no %s: it resumes at the checkpoint's own size.", timm.__version__, path
-                    )
+                    _logger.warning("timm %s has no %s, which is left out.", timm.__version__, path)
                     continue
                 self.exchanges.append(Exchange(found(path), ours))
                 self.exchanges[-1].put_in()
@@ -182,8 +179,9 @@ def check_timm() -> None:
 
 
 def _has_all(path: str) -> bool:
-    """Whether a function that resumes is there, and what it reads its file with."""
-    return all(p.rpartition(".")[0] in sys.modules and found(p) is not None for p in (path, READERS[path][0]))
+    """Whether a function is there, and what it reads its file with if it resumes."""
+    needed = (path, *READERS.get(path, ())[:1])
+    return all(str(p).rpartition(".")[0] in sys.modules and found(str(p)) is not None for p in needed)
 
 
 def _has(path: str) -> bool:
