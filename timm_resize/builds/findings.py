@@ -147,8 +147,8 @@ class Findings:
     def _run(self) -> None:
         """Run the builds without values; a class whose builds do not differ has to run at two sizes as it is."""
         first, last = self.seen[0], self.seen[-1]
-        ran = (first.ran, last.ran)
-        self.runs = "" if any(not r.failed for r in ran) else ran[0].failed
+        ran = (last.ran, first.ran) if last.ran.failed else (last.ran,)
+        self.runs = ran[-1].failed
         if refilled := dict.fromkeys(generic(name) for r in ran for name in r.refilled):
             names = ", ".join(refilled)
             self.problems.append(f"forward replaces {names} by what it makes of its input, rightly or not; {ELSE}")
