@@ -115,7 +115,9 @@ def _changes(ctx: Context, handler: Handler | None) -> Iterator[Change]:
 
 def _is_size_free(ctx: Context, handler: Handler | None) -> bool:
     """Whether no handler says what of a model depends on the size, so that it is tried as it is."""
-    return (handler is None or (handler.size is not None and not handler.state)) and not ctx._visited
+    if handler is None:
+        return not ctx._visited
+    return handler.size is not None and not handler.state  # a model of a library that has handlers for others of it
 
 
 def _options(root: nn.Module, handler: Handler | None) -> Sequence[str]:

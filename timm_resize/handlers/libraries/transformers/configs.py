@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PretrainedConfig
 
 from timm_resize.core.context import Change, Changes, Context
 from timm_resize.geometry import Size
@@ -25,13 +25,13 @@ SizeValue = int | Sequence[int]
 def image_size(model: nn.Module) -> Size | None:
     """Return the image size (H, W) that a model's configuration gives, None where it gives none, or several."""
     config = getattr(model, "config", None)
-    found = {as_pair(one.image_size) for one in _sized(config)} if isinstance(config, PreTrainedConfig) else set()
+    found = {as_pair(one.image_size) for one in _sized(config)} if isinstance(config, PretrainedConfig) else set()
     return found.pop() if len(found) == 1 else None
 
 
-def _sized(config: PreTrainedConfig) -> list[PreTrainedConfig]:
+def _sized(config: PretrainedConfig) -> list[PretrainedConfig]:
     """Return the parts of a configuration that give an image size; the whole's is read where no part has one."""
-    parts = [one for part in vars(config).values() if isinstance(part, PreTrainedConfig) for one in _sized(part)]
+    parts = [one for part in vars(config).values() if isinstance(part, PretrainedConfig) for one in _sized(part)]
     return parts or ([config] if getattr(config, "image_size", None) is not None else [])
 
 
@@ -64,7 +64,7 @@ def plan_configs(ctx: Context, write: Callable[[Any], None]) -> Changes:
         (module, name, value)
         for module in ctx.root.modules()
         for name, value in list(module.__dict__.items())
-        if isinstance(value, PreTrainedConfig)
+        if isinstance(value, PretrainedConfig)
     ]
     old = {id(value): value for *_, value in held}
     before, after = copy.deepcopy(list(old.values())), copy.deepcopy(list(old.values()))
@@ -90,14 +90,14 @@ def refuse_oblong(ctx: Context, why: str) -> None:
         ctx.invalid(f"is not square, and {why}")
 
 
-def resized(config: PreTrainedConfig, size: Size) -> PreTrainedConfig:
+def resized(config: PretrainedConfig, size: Size) -> PretrainedConfig:
     """Return a copy of a configuration with another image size."""
     out = copy.deepcopy(config)
     _set_size(out, size)
     return out
 
 
-def _set_size(config: PreTrainedConfig, size: Size) -> None:
+def _set_size(config: PretrainedConfig, size: Size) -> None:
     """Set the image size that a configuration gives."""
     for one in _sized(config):
         value = one.image_size
