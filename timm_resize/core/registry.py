@@ -235,9 +235,9 @@ class Registry:
         return next((known[c] for c in cls.__mro__ if c in known), None)
 
     def handlers(self) -> list[Handler]:
-        """Return every registered handler, sorted by class name."""
+        """Return every registered handler, sorted by class name, then by where the class is."""
         self.load()
-        return sorted(self._handlers.values(), key=lambda h: h.cls.__name__)
+        return sorted(self._handlers.values(), key=lambda h: (h.cls.__name__, h.cls.__module__))
 
     def load(self) -> None:
         """Import every module of `timm_resize.handlers` and every entry point, once.
