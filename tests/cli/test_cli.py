@@ -382,8 +382,9 @@ def test_a_file_that_does_not_fit(capsys, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_download_that_fails(capsys, tmp_path, monkeypatch):
-    """Without a network, weights that must be fetched are one line of error, after one try."""
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_download_that_fails(answers, capsys, tmp_path, monkeypatch):
+    """Without a network, weights that must be fetched are one line of error, after one try, or none without a Hub."""
     from timm.models import _builder
 
     from timm_resize.cli import _sources
@@ -394,6 +395,8 @@ def test_a_download_that_fails(capsys, tmp_path, monkeypatch):
         tried.append(args)
         raise LocalEntryNotFoundError("We cannot find the requested files.\nPlease check your connection.")
 
+    if answers:
+        monkeypatch.setattr(_sources, "get_session", lambda: SimpleNamespace(head=lambda *args, **kwargs: None))
     monkeypatch.setattr(_sources, "hf_hub_download", offline)
     monkeypatch.setattr(_builder, "load_state_dict_from_hf", offline)
     status, out, err = run(capsys, "convert", "vit_tiny_patch16_224", "--img-size", 96, "--output", tmp_path / "out")
@@ -403,7 +406,8 @@ def test_a_download_that_fails(capsys, tmp_path, monkeypatch):
         "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k is not on this machine. Check the connection, or give "
         "--no-pretrained.\n"
     )
-    assert tried == [("timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k", "model.safetensors")]
+    once = [("timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k", "model.safetensors")]
+    assert tried == (once if answers else [])
 
 
 def test_what_cannot_be_is_known_before_a_download(capsys, tmp_path, monkeypatch):

@@ -135,6 +135,8 @@ def output(args: argparse.Namespace) -> Iterator[None]:
     import logging
     import warnings
 
+    import huggingface_hub.utils  # noqa: F401  # sets its logger's level as it is imported
+
     handler = logging.StreamHandler()
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import timm
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError, get_session
 from timm.models import is_model, parse_model_name, split_model_name_tag
 from torch import Tensor, nn
 
@@ -74,13 +74,16 @@ def fetch(model: nn.Module, name: str) -> None:
     if place is None or checkpoint_file(config) is not None:
         return
     repo, file, revision = place
+    unreachable = f"{name}: the Hub cannot be reached, and {file} of {repo} is not on this machine. "
+    unreachable += "Check the connection, or give --no-pretrained."
+    try:
+        get_session().head(constants.ENDPOINT, timeout=10)  # a download would try for a minute
+    except Exception as error:  # of the client, whichever it is; no answer is an exception
+        raise ResizeError(unreachable) from error
     try:
         hf_hub_download(repo, file, revision=revision)
-    except LocalEntryNotFoundError:  # an EntryNotFoundError too
-        raise ResizeError(
-            f"{name}: the Hub cannot be reached, and {file} of {repo} is not on this machine. Check the connection, "
-            "or give --no-pretrained."
-        ) from None
+    except LocalEntryNotFoundError as error:  # an EntryNotFoundError too
+        raise ResizeError(unreachable) from error
     except EntryNotFoundError:  # timm knows under which other names weights may be there
         return
     except Exception as error:  # of the Hub, of its client, or of the network
