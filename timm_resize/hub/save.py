@@ -138,7 +138,7 @@ def _write_config(root: nn.Module, path: Path, model_args: dict[str, Any] | None
     timm knows the present size of models that take `img_size` only.
     """
     try:
-        _hub.save_config_for_hf(root, str(path), model_args=model_args)
+        _hub.save_config_for_hf(root, path, model_args=model_args)
     except ValueError as error:
         raise ResizeError(f"{type(root).__name__}: {error} Pass save_pretrained(..., model_args={{…}}).") from None
     config = json.loads(path.read_text())

@@ -31,6 +31,7 @@ from timm_resize.core.request import Interpolation, PatchResample, Preset, Windo
 from timm_resize.errors import CheckpointError, ResizeError, UnsupportedModelError, near_names
 from timm_resize.geometry import Size, SizeLike, parse_size
 from timm_resize.plugin.patch import Function, calling, found, stock
+from timm_resize.plugin.timm_names import record_arguments, resolve_model_source
 from timm_resize.weights import fast_init as initial_values
 from timm_resize.weights.checkpoint import load_checkpoint
 from timm_resize.weights.pretrained import PretrainedLoader, from_jax
@@ -190,7 +191,7 @@ class Source:
         factory = {k: v for k, v in kwargs.items() if k in FACTORY}
         arguments = {k: v for k, v in kwargs.items() if k not in FACTORY}
         check_known(model_name)
-        name, config, arguments = _factory._resolve_model_source(
+        name, config, arguments = resolve_model_source(
             model_name, factory.get("pretrained_cfg"), arguments, factory.get("cache_dir")
         )
         saved = {k: arguments.pop(k) for k in GEOMETRY if k in arguments}
@@ -210,7 +211,9 @@ class Source:
             return functools.partial(entry, **geometry)
 
         create = calling(stock("timm.models._factory.create_model"), {_factory.model_entrypoint: entrypoint})
-        return create(self.name, pretrained, **self.factory, **self.arguments)
+        model: nn.Module = create(self.name, pretrained, **self.factory, **self.arguments)
+        record_arguments(model, self.arguments)
+        return model
 
 
 def check_known(model_name: str) -> None:
@@ -228,6 +231,7 @@ def _native(model_name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Mod
     """
     check_known(model_name)
     model = stock("timm.models._factory.create_model")(model_name, pretrained, **kwargs)
+    record_arguments(model, {k: v for k, v in kwargs.items() if k not in FACTORY})
     root = find_model(model)
     if pretrained:
         adopt_(root)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import textwrap
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,6 +25,8 @@ from timm_resize.weights.names import Filter, bare, by_own_names, path_in, unpac
 from timm_resize.weights.provenance import adopt_, recorded_size
 from timm_resize.weights.source import source_geometry
 from timm_resize.weights.state_dict import check_fits, fitted
+
+_SAFE = getattr(torch.serialization, "safe_globals", nullcontext)  # torch 2.4 has none
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,8 @@ def read_checkpoint(
         if path.endswith(".safetensors"):
             content: object = safetensors.torch.load_file(path, device=device)
         else:
-            content = _helpers._torch_load(path, map_location=device, weights_only=weights_only)
+            with _SAFE([argparse.Namespace]):  # the arguments that timm's training script saves
+                content = torch.load(path, map_location=device, weights_only=weights_only)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # each format has errors of its own
