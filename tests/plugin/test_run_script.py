@@ -197,7 +197,8 @@ def test_sizes_per_batch(script):
     torch.testing.assert_close(torch.tensor(outputs[0]), torch.tensor(logits(model, (64, 64))))
 
 
-def test_a_run_resumes_at_another_size(checkpoint, script):
+@pytest.mark.parametrize("sizes", [[], ["--train-img-sizes", 64, 96]])
+def test_a_run_resumes_at_another_size(sizes, checkpoint, script):
     """train.py's way: created, then resumed through timm.task, at the size of the command line."""
     source = f"""
     import json, sys, timm
@@ -207,7 +208,7 @@ def test_a_run_resumes_at_another_size(checkpoint, script):
     json.dump([epoch, model.patch_embed.img_size, model.pos_embed.sum().item()], open("out.json", "w"))
     """
     want = timm_resize.resize_state_dict(checkpoint[1].state_dict(), stock(NAME, img_size=96, **TINY))["pos_embed"]
-    found = script(textwrap.dedent(source), checkpoint[0], "--img-size", 96)
+    found = script(textwrap.dedent(source), checkpoint[0], "--img-size", 96, *sizes)
     assert found == [3, [96, 96], pytest.approx(want.sum().item())]
 
 

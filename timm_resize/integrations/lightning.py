@@ -27,8 +27,7 @@ except ImportError as error:
     raise ImportError("timm_resize.integrations.lightning needs Lightning: pip install lightning") from error
 
 Transform = Callable[[Size], Callable[..., Any]]
-KEY = "timm_resize_img_size"
-"""Where a checkpoint keeps the image size (H, W) of its weights."""
+KEY = "timm_resize_img_size"  # where a checkpoint keeps the image size (H, W) of its weights
 
 
 class ResizeCallback(Callback):
@@ -39,8 +38,7 @@ class ResizeCallback(Callback):
 
     Args:
         schedule: The size of every epoch; snapped to those that the model allows.
-        transform: Size (H, W) → the `transform` of the training data from then on; None leaves it to `on_size`.
-        val_transform: Likewise of the validation data.
+        transform: Size (H, W) → the training data's `transform` from then on; `val_transform` of the validation data.
         on_size: Called with (trainer, size) before the first epoch and after each change.
         **options: As for `plan_resize`.
     """
@@ -56,20 +54,19 @@ class ResizeCallback(Callback):
     ) -> None:
         self.schedule, self.options = schedule, options
         self.transform, self.val_transform, self.on_size = transform, val_transform, on_size
-        self._announced: Size | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Snap the schedule to sizes that the model allows."""
         self._snapped = self.schedule.snapped(pl_module, **self.options)
-        self._announced = None
+        self._announced: Size | None = None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go to the epoch's size, before its first batch is made."""
         size = self._snapped.size(trainer.current_epoch)
-        if self._announced != size and self.transform is not None:
-            _set_transform(trainer.train_dataloader, self.transform(size))
-        if self._announced != size and self.val_transform is not None:
-            _set_transform(trainer.val_dataloaders, self.val_transform(size))
+        data = (self.transform, trainer.train_dataloader), (self.val_transform, trainer.val_dataloaders)
+        for transform, loaders in data:
+            if self._announced != size and transform is not None:
+                _set_transform(loaders, transform(size))
         if current_size(find_model(pl_module)) != size:
             _resize(trainer, pl_module, size, self.options)
         if self._announced != size and self.on_size is not None:
@@ -81,8 +78,8 @@ class ResizeCallback(Callback):
 class AnySize(LightningModule):
     """A LightningModule whose `load_from_checkpoint` and `fit(ckpt_path=)` take a checkpoint of another size.
 
-    The module's size is the one that counts, but under a `ResizeCallback`, whose schedule decides: there the module
-    goes on at the checkpoint's. Beside another base it comes first: `class Net(AnySize, Other)`.
+    The module's size counts; under a `ResizeCallback`, whose schedule decides, it goes on at the checkpoint's instead.
+    Beside another base it comes first: `class Net(AnySize, Other)`.
     """
 
     _optimizers_at: Size | None = None
@@ -95,28 +92,25 @@ class AnySize(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Bring the checkpoint's weights, averages too, to the module's size, or the module to theirs."""
         super().on_load_checkpoint(checkpoint)
-        root = find_model(self)
-        size = _size(checkpoint, root)
+        size = _size(checkpoint, root := find_model(self))
         if size is None or size == current_size(root):
             return
         trainer = self._trainer
         if trainer is not None and any(isinstance(callback, ResizeCallback) for callback in trainer.callbacks):
-            _resize(trainer, self, size, {})
-            return
+            return _resize(trainer, self, size, {})
         averages = [state for state in checkpoint.get("callbacks", {}).values() if isinstance(state, dict)]
-        places = [(checkpoint, "state_dict"), (checkpoint, "current_model_state")]
-        for holder, key in (*places, *((state, "average_model_state") for state in averages)):
-            if holder.get(key):
-                holder[key] = resize_state_dict(holder[key], self, source=size)
+        for holder in (checkpoint, *averages):
+            for key in ("state_dict", "current_model_state", "average_model_state"):
+                if holder.get(key):
+                    holder[key] = resize_state_dict(holder[key], self, source=size)
         self._optimizers_at = size
 
     def on_train_start(self) -> None:
         """Bring what the optimizers loaded to the module's size: they are there only now."""
         if self._optimizers_at is not None:
             size = self._optimizers_at
-            for optimizer in self.trainer.optimizers:
-                state = optimizer.state_dict()
-                optimizer.load_state_dict(resize_optimizer_state_dict(state, optimizer, self, source=size))
+            for one in self.trainer.optimizers:
+                one.load_state_dict(resize_optimizer_state_dict(one.state_dict(), one, self, source=size))
             self._optimizers_at = None
         super().on_train_start()
 
