@@ -7,7 +7,7 @@ names, if any. On the meta device but for transformers, whose small models are r
 short; each that does is named.
 
     python benchmarks/libraries.py --report docs/libraries.md
-    python benchmarks/libraries.py open_clip
+    python benchmarks/libraries.py --every open_clip
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -56,16 +57,26 @@ class Case:
     sized: bool = True
 
 
-def torchvision() -> Iterator[Case]:
-    """Yield every classification model; those without an argument for the size are built as they are."""
+def torchvision(every: bool) -> Iterator[Case]:
+    """Yield the smallest classification model of each module, Swin's both versions and all ViTs, or every one.
+
+    Those without an argument for the size are built as they are.
+    """
     from torchvision import models
     from torchvision.models.vision_transformer import interpolate_embeddings
+
+    def parameters(name: str) -> int:
+        return models.get_model_weights(name).DEFAULT.meta["num_params"]
+
+    def kind(name: str) -> tuple[object, ...]:
+        return models.get_model_builder(name).__module__, name.startswith("swin_v2"), name.startswith("vit") and name
 
     def as_interpolated(model: nn.Module, plan: timm_resize.ResizePlan, size: Size) -> bool | None:
         name = "encoder.pos_embedding"
         return same_maps(plan, lambda sd: interpolate_embeddings(size[0], model.patch_size, dict(sd)), name)
 
-    for name in models.list_models(module=models):
+    names = models.list_models(module=models)
+    for name in names if every else first_of_each(sorted(names, key=parameters), kind):
         key = next((k for start, k in (("vit_", "image_size"), ("maxvit", "input_size")) if name.startswith(start)), "")
 
         def build(size: Size, name: str = name, key: str = key) -> nn.Module:
@@ -79,8 +90,8 @@ def torchvision() -> Iterator[Case]:
         yield Case(name, (224, 224), build, run_meta, as_interpolated, bool(key))
 
 
-def open_clip() -> Iterator[Case]:
-    """Yield every image tower that is configured, equal ones once."""
+def open_clip(every: bool) -> Iterator[Case]:
+    """Yield the image towers that are configured, equal ones once; of timm towers the first of each module, or all."""
     import open_clip as library
     from open_clip.model import CLIPVisionCfg, _build_vision_tower, resize_pos_embed
 
@@ -92,13 +103,16 @@ def open_clip() -> Iterator[Case]:
 
         return same_maps(plan, load, "positional_embedding")
 
-    seen: set[str] = set()
-    for name in library.list_models():
+    def kind(name: str) -> tuple[object, ...]:
+        config = library.get_model_config(name)
+        timms = config["vision_cfg"].get("timm_model_name")
+        if timms and not every:
+            return (timm.models.model_entrypoint(timms).__module__,)
+        return config["embed_dim"], repr(sorted(config["vision_cfg"].items(), key=str))
+
+    for name in first_of_each(library.list_models(), kind):
         config = library.get_model_config(name)
         vision = {**config["vision_cfg"], "timm_model_pretrained": False}
-        if (known := repr((config["embed_dim"], sorted(vision.items(), key=str)))) in seen:
-            continue
-        seen.add(known)
 
         def build(size: Size | None, vision: dict = vision, width: int = config["embed_dim"]) -> nn.Module:
             square = size if size is None or size[0] != size[1] else size[0]
@@ -115,7 +129,7 @@ def open_clip() -> Iterator[Case]:
         yield Case(name, (own, own) if isinstance(own, int) else tuple(own), build, run_meta, as_loaded)
 
 
-def transformers() -> Iterator[Case]:
+def transformers(every: bool) -> Iterator[Case]:
     """Yield the small models of the tests: one for each class that has handlers."""
     from tests.helpers.transformers_models import CASES
 
@@ -137,6 +151,11 @@ def transformers() -> Iterator[Case]:
         yield Case(
             name, case.native, build, lambda model, size, case=case: case.run(copy.deepcopy(model), size), as_run
         )
+
+
+def first_of_each(names: Iterable[str], kind: Callable[[str], object]) -> list[str]:
+    """Return the first name of each kind."""
+    return list({kind(name): name for name in reversed(list(names))}.values())[::-1]
 
 
 LIBRARIES = {"torchvision": torchvision, "open_clip": open_clip, "transformers": transformers}
@@ -241,10 +260,10 @@ smaller and a wide size. Every column counts models of the one before it, but th
 What is in neither *resized* nor *beyond* is refused with an `InvalidSizeError`; no size that a library builds is,
 unless it is named below.
 
-- torchvision: every name in `torchvision.models`, on the meta device. ViT's rule is `interpolate_embeddings`, for
+- torchvision: {torchvision} in `torchvision.models`, on the meta device. ViT's rule is `interpolate_embeddings`, for
   squares. Nothing in the others but MaxViT depends on the size, so their build is the same at each. MaxViT's maps
   must be whole partitions.
-- open_clip: every distinct image tower among its configurations, on the meta device. The rule is `resize_pos_embed`,
+- open_clip: {open_clip} among its configurations, on the meta device. The rule is `resize_pos_embed`,
   at a load with `force_image_size`; it is for its ViT alone. A timm tower's build is `TimmModel.set_input_size`,
   where the timm model has that method; [the table of timm's models](coverage.md) says more of these.
 - transformers: a small model, with weights, of each class that has handlers. Its build is a new model of the changed
@@ -255,12 +274,21 @@ unless it is named below.
 """
 
 
-def sweep(names: list[str]) -> tuple[list[str], list[str]]:
+TRIED = {
+    True: {"torchvision": "every name", "open_clip": "every distinct image tower"},
+    False: {
+        "torchvision": "the smallest model of each class, both versions of Swin and every ViT",
+        "open_clip": "every distinct ViT and ResNet and one timm tower of each module",
+    },
+}
+
+
+def sweep(names: list[str], every: bool) -> tuple[list[str], list[str]]:
     """Return the rows of the table, and where a model falls short."""
     rows, short = [], list[str]()
     for library in names:
         totals = {kind: Counter[str]() for kind in KINDS}
-        for case in LIBRARIES[library]():
+        for case in LIBRARIES[library](every):
             for kind in KINDS:
                 start = time.perf_counter()
                 try:
@@ -287,13 +315,15 @@ def main() -> int:
     """Run the sweep, print the table, write it where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("libraries", nargs="*", default=list(LIBRARIES), help=", ".join(LIBRARIES))
+    parser.add_argument("--every", action="store_true", help="every name, not one of each class")
     parser.add_argument("--report", type=Path, help="write the table here")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     start = time.perf_counter()
-    rows, short = sweep(args.libraries)
-    text = HEADER.format(versions=versions(), minutes=(time.perf_counter() - start) / 60) + "\n".join(rows) + "\n"
+    rows, short = sweep(args.libraries, args.every)
+    minutes = (time.perf_counter() - start) / 60
+    text = HEADER.format(versions=versions(), minutes=minutes, **TRIED[args.every]) + "\n".join(rows) + "\n"
     if short:
         text += "\nShort of that:\n\n" + "".join(f"- {line}\n" for line in short)
     print(text)
