@@ -65,6 +65,13 @@ def test_random_weights_at_a_size_that_stock_takes_are_stocks():
     assert (ours._model_args, ours._traits) == (theirs._model_args, theirs._traits)
 
 
+def test_a_size_at_which_stock_builds_an_empty_map_is_resized_to():
+    """At 8 px LeViT's constructor counts no cell, and its forward makes one."""
+    model = timm_resize.create_model("levit_128s", img_size=8, num_classes=3).eval()
+    assert model.stages[0].blocks[0].attn.attention_biases.shape == (4, 1)
+    assert model(torch.zeros(1, 3, 8, 8)).shape == (1, 3)
+
+
 def test_random_weights_where_stock_refuses_the_keyword_are_those_of_no_size():
     """Where stock has no `img_size`, the same seed draws what it draws without one."""
     torch.manual_seed(3)

@@ -301,11 +301,13 @@ def _random(source: Source, wanted: dict[str, Any], own: dict[str, Any]) -> tupl
     state = torch.get_rng_state()
     if own.get("window_policy", "timm") == "timm":  # others mean windows that stock's constructor has not
         try:
-            return source.build(False, **wanted), {}
+            model = source.build(False, **wanted)
+            if all(parameter.numel() for parameter in model.parameters()):  # else of a map without a cell
+                return model, {}
         except NOT_BUILT:
             if _takes(source, wanted):
                 raise  # it was the memory, for one
-            torch.set_rng_state(state)
+        torch.set_rng_state(state)
     return source.build(False), wanted  # raises again what was not about the size
 
 

@@ -161,6 +161,12 @@ def test_swin_has_no_table_for_a_map_below_a_window():
     CASES["swin-backbone"].run(backbone, (16, 16))
 
 
+def test_a_masked_autoencoders_loss_needs_whole_patches():
+    """Its encoder drops pixels past the last patch; what pretrains it cuts the image, and is refused."""
+    with pytest.raises(timm_resize.InvalidSizeError, match="Use 32 or 48"):
+        timm_resize.resize_(CASES["mae-pretraining"].model(), 42)
+
+
 @torch.no_grad()
 def test_models_without_a_size():
     """A class that nobody taught is let through where nothing in it has a size."""

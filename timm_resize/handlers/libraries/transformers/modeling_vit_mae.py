@@ -6,7 +6,7 @@ from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder, ViTMAEEm
 
 from timm_resize.core.context import Changes, Context
 from timm_resize.core.registry import register
-from timm_resize.geometry import floor_div
+from timm_resize.geometry import divisible, floor_div, short
 from timm_resize.handlers.libraries.transformers.configs import as_pair, image_size, plan_model, refuse_oblong
 from timm_resize.handlers.libraries.transformers.positions import METHOD, SQUARE, plan_embeddings
 
@@ -33,6 +33,9 @@ def plan_mae_decoder(decoder: ViTMAEDecoder, ctx: Context) -> Changes:
     """
     refuse_oblong(ctx, WHY)
     side = round((decoder.decoder_pos_embed.shape[1] - 1) ** 0.5)
-    new = floor_div(ctx.new_size, as_pair(decoder.config.patch_size))
+    patch = as_pair(decoder.config.patch_size)
+    if not divisible(ctx.new_size, patch):
+        ctx.invalid(f"is not divisible by patch_size={short(patch)}, by which the loss cuts the image")
+    new = floor_div(ctx.new_size, patch)
     how = ctx.pos_embed((side, side), new, 1, antialias=False)
     yield from ctx.parameter(decoder, "decoder_pos_embed", how)
