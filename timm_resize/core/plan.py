@@ -138,8 +138,8 @@ class ResizePlan:
             - `model`: The model's type name.
             - `old_size`, `new_size`: [H, W] in pixels; the old one is null when it was not recorded.
             - `changes`: In order, each with `name` (dotted, as in a state dict), `kind` ("parameter", "buffer" or
-              "attribute"), `action` (as in the table: "resampled: bicubic antialias", "rebuilt", "set" …), `old` and
-              `new`: the shape of a tensor, null for none; the value of an attribute, as text where JSON has none.
+                "attribute"), `action` (as in the table: "resampled: bicubic antialias", "rebuilt", "set" …), `old`
+                and `new`: the shape of a tensor, null for none; the value of an attribute, as text where JSON has none.
             - `notes`, `warnings`: Remarks for the user.
 
         Example:

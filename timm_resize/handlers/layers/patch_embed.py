@@ -127,7 +127,7 @@ def _projection(embed: PatchEmbed | HybridEmbed, ctx: Context, patch: Size, mode
         )
     if ctx.request.patch_resample == "pinv" and min(n / o for n, o in zip(patch, old, strict=True)) < SHRUNK:
         ctx.note(
-            f"patch_size {short(old)} -> {short(patch)} by the pseudo-inverse, as in stock timm. patch_resample='adjoint' "
+            f"patch_size {short(old)} -> {short(patch)} by the pseudo-inverse, as stock timm. patch_resample='adjoint' "
             "keeps more: on DINOv2 at patch 8 a cosine of 0.99 to the original features against 0.84 (docs/accuracy.md)"
         )
     yield from ctx.parameter(proj, "weight", ctx.patch_kernel(old, patch, mode=mode, antialias=antialias))
