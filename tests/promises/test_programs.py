@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import timm_resize
+from tests.helpers.forks import in_forks, without_the_package
 from tests.helpers.oracle import image, redraw_, stock
 
 SMALL = {
@@ -124,3 +125,29 @@ def test_with_the_plugin_installed_the_method_is_there():
             model = timm.create_model("levit_128s", **kwargs)
             model.set_input_size((192, 256))
             assert timm_resize.plan_resize(model).new_size == (192, 256)
+
+
+@torch.no_grad()
+def test_a_saved_folder_opens_in_transformers(tmp_path):
+    """Its Auto classes and its pipeline, in a process without this package, give the model's own answer at its size."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    model = redraw_(stock("levit_128s", num_classes=3))
+    timm_resize.resize_(model, SIZE)
+    timm_resize.save_pretrained(model, tmp_path / "saved")
+    x = image(SIZE)
+    want = model(x)
+
+    def opened():
+        without_the_package()
+        from PIL import Image
+
+        theirs = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "saved").eval()
+        classify = transformers.pipeline("image-classification", model=str(tmp_path / "saved"))
+        picture = Image.new("RGB", SIZE[::-1], "red")
+        pixels = classify.image_processor(picture, return_tensors="pt")["pixel_values"]
+        return theirs(pixel_values=x).logits.tolist(), tuple(pixels.shape), [found["label"] for found in classify(picture)]
+
+    [(logits, shape, labels)] = in_forks(opened)
+    torch.testing.assert_close(torch.tensor(logits), want, rtol=1e-5, atol=1e-5)
+    assert shape == (1, 3, *SIZE)
+    assert len(labels) == 3
