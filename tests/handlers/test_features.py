@@ -50,7 +50,7 @@ def build(name, kind):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [*each_with("own", sweep(turn=0, of=2)), *each_with("getter", sweep(turn=1, of=2))]
+    ("name", "kind"), [*each_with("own", sweep(turn=0, of=5)), *each_with("getter", sweep(turn=1, of=5))]
 )
 @torch.no_grad()
 def test_features_are_the_plain_models(name, kind):

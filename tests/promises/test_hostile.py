@@ -52,7 +52,7 @@ def _quiet():
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [*each_with(SQUARE, sweep(turn=0, of=2)), *each_with(WIDE, sweep(turn=1, of=2))]
+    ("name", "size"), [*each_with(SQUARE, sweep(turn=0, of=5)), *each_with(WIDE, sweep(turn=1, of=5))]
 )
 def test_sizes_beyond_any_memory(name, size, monkeypatch):
     """A plan tells the memory; a resize and a build need little, or raise before they allocate any."""

@@ -145,7 +145,11 @@ def test_a_saved_folder_opens_in_transformers(tmp_path):
         classify = transformers.pipeline("image-classification", model=str(tmp_path / "saved"))
         picture = Image.new("RGB", SIZE[::-1], "red")
         pixels = classify.image_processor(picture, return_tensors="pt")["pixel_values"]
-        return theirs(pixel_values=x).logits.tolist(), tuple(pixels.shape), [found["label"] for found in classify(picture)]
+        return (
+            theirs(pixel_values=x).logits.tolist(),
+            tuple(pixels.shape),
+            [found["label"] for found in classify(picture)],
+        )
 
     [(logits, shape, labels)] = in_forks(opened)
     torch.testing.assert_close(torch.tensor(logits), want, rtol=1e-5, atol=1e-5)

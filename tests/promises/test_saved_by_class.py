@@ -43,7 +43,7 @@ def assert_same(got, want):
         assert torch.equal(got[key], value), key
 
 
-@pytest.mark.parametrize("name", sweep(turn=0, of=3))
+@pytest.mark.parametrize("name", sweep(turn=0, of=6))
 def test_square_sizes_open_in_stock_timm(name, tmp_path):
     """In a process where importing this package fails: equal bits, equal outputs, the input size."""
     folder = tmp_path / name
@@ -63,7 +63,7 @@ def test_square_sizes_open_in_stock_timm(name, tmp_path):
     assert seen["input_size"][1:] == current_size(model)
 
 
-@pytest.mark.parametrize("name", sweep(turn=1, of=3))
+@pytest.mark.parametrize("name", sweep(turn=1, of=6))
 def test_non_square_sizes_open_with_the_plugin(name, tmp_path):
     """Equal bits and outputs, whatever stock's constructor can."""
     model, output = saved(name, (32, 96), tmp_path / name)

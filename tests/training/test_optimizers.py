@@ -13,6 +13,7 @@ from timm.utils import CheckpointSaver, ModelEmaV3, NativeScaler
 from torch import nn
 
 import timm_resize
+from tests.helpers.examples import mostly_slow
 from tests.helpers.oracle import image, redraw_, stock, tensors
 
 NEED_MORE = ("bnb", "fused", "adahessian", "kron")  # other packages, a GPU, a second backward, a compiler
@@ -58,7 +59,7 @@ def goes_on(model, optimizer, steps=3):
     return notes
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", mostly_slow(OPTIMIZERS, "adamw", "lion", *OPTIMIZERS[::8]))
 def test_timms_optimizers(name):
     """Each optimizer that timm registers goes on; state that cannot follow is named in the plan's notes."""
     model = small()

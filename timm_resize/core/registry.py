@@ -354,7 +354,7 @@ def families() -> tuple[Handler, ...]:
 
     Example:
         >>> import timm_resize
-        >>> next(f.state for f in timm_resize.families() if f.cls.__name__ == "VisionTransformer")
-        'pos_embed (1, prefix + h*w, dim)'
+        >>> next(f.state for f in timm_resize.families() if f.cls.__name__ == "Cait")
+        'pos_embed (1, h*w, dim), no prefix'
     """
     return tuple(h for h in registry.handlers() if h.is_model)

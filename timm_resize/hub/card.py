@@ -39,7 +39,8 @@ def model_card(model: nn.Module, name: str, *, source: str, misfit: str | None =
     config: dict[str, Any] = getattr(root, "pretrained_cfg", None) or {}
     size = current_size(root)
     plan = since_source(root)
-    front = ["library_name: timm", "pipeline_tag: image-classification", "tags:", "- image-classification", "- timm", "- timm_resize"]
+    front = ["library_name: timm", "pipeline_tag: image-classification"]
+    front += ["tags:", "- image-classification", "- timm", "- timm_resize"]
     if config.get("license"):
         front.append(f"license: {config['license']}")
     loaded = last_checkpoint(root)
