@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import timm_resize
 from tests.helpers.oracle import assert_same_structure, image, redraw_, stock
@@ -13,6 +14,7 @@ from tests.helpers.oracle import assert_same_structure, image, redraw_, stock
 open_clip = pytest.importorskip("open_clip", reason="open_clip_torch is not installed")
 from open_clip.coca_model import CoCa  # noqa: E402
 from open_clip.model import CLIP, CustomTextCLIP, resize_pos_embed  # noqa: E402
+from open_clip.push_to_hf_hub import save_config_for_hf  # noqa: E402
 from open_clip.timm_model import TimmModel  # noqa: E402
 from open_clip.transform import PreprocessCfg, image_transform_v2  # noqa: E402
 
@@ -176,3 +178,16 @@ def test_an_input_of_another_grid():
     timm_resize.resize_(model, (32, 96))
     with pytest.raises(timm_resize.InvalidSizeError, match="takes 32 to 47 by 96 to 111"):
         model.encode_image(image((96, 32)))
+
+
+@torch.no_grad()
+def test_its_own_save_opens_at_the_size(tmp_path):
+    """As `push_to_hf_hub` writes a model, with the tower's size in the configuration: open_clip builds that and loads."""
+    model = clip(64)
+    timm_resize.resize_(model, (96, 64))
+    config = {"embed_dim": 16, "vision_cfg": {**VISION, "image_size": list(model.visual.image_size)}, "text_cfg": TEXT}
+    save_config_for_hf(model, tmp_path / "open_clip_config.json", config)
+    save_file(model.state_dict(), tmp_path / "open_clip_model.safetensors")
+    opened = open_clip.create_model(f"local-dir:{tmp_path}").eval()
+    assert tuple(opened.visual.image_size) == (96, 64)
+    torch.testing.assert_close(opened.encode_image(image((96, 64))), model.encode_image(image((96, 64))))
