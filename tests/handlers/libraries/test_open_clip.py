@@ -182,7 +182,7 @@ def test_an_input_of_another_grid():
 
 @torch.no_grad()
 def test_its_own_save_opens_at_the_size(tmp_path):
-    """As `push_to_hf_hub` writes a model, with the tower's size in the configuration: open_clip builds that and loads."""
+    """As `push_to_hf_hub` writes a model, with the size in the configuration: open_clip builds that and loads."""
     model = clip(64)
     timm_resize.resize_(model, (96, 64))
     config = {"embed_dim": 16, "vision_cfg": {**VISION, "image_size": list(model.visual.image_size)}, "text_cfg": TEXT}
