@@ -22,7 +22,7 @@ timm exports `_traits['img_size']` as a constructor argument, which such a class
 SIZE_TRAITS = ("img_size", TRAIT)
 
 _DISTRIBUTED = {
-    "DistributedDataParallel": "Call timm_resize.resize_ddp on every rank: it resizes model.module and wraps it again.",
+    "DistributedDataParallel": "Call timm_resize.resize_ddp on every rank: it resizes model.module and the buckets.",
     "FullyShardedDataParallel": "Resize the model before sharding it: unwrap, resize_ on every rank, shard again.",
     "FSDPModule": "Call timm_resize.resize_fsdp on every rank: it gathers the weights, resizes and shards them anew.",
     "DataParallel": "Call resize_(model.module, ...) instead: replicas are made anew at each forward.",
