@@ -170,9 +170,7 @@ def refused():
 def test_two_processes(refused):
     """Gradients are averaged over the ranks before and after each switch, and all ranks end at the same weights."""
     for (wrapped, plain), _ in refused:
-        assert wrapped.endswith(
-            "Call timm_resize.resize_ddp on every rank: it resizes model.module and the buckets."
-        )
+        assert wrapped.endswith("Call timm_resize.resize_ddp on every rank: it resizes model.module and the buckets.")
         assert plain.startswith("VisionTransformer: not a DistributedDataParallel. Use timm_resize.resize_")
 
 
