@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 import timm_resize
 from tests.helpers.oracle import redraw_, stock
@@ -74,6 +75,15 @@ def test_parts_of_wrappers_that_the_model_has_not_go(rename):
     out = timm_resize.resize_state_dict(given, large)
     assert not large.load_state_dict(out).missing_keys
     torch.testing.assert_close(out["pos_embed"], expected(small, (96, 96))["pos_embed"], rtol=0, atol=1e-5)
+
+
+def test_an_averages_counter_stays_for_an_average():
+    """An average of one size into an average of another: all of its entries, its count too; the plain model has none."""
+    small, large = AveragedModel(vit(224)), AveragedModel(vit(96))
+    small.n_averaged += 7
+    large.load_state_dict(timm_resize.resize_state_dict(small.state_dict(), large))
+    assert large.n_averaged == 7
+    assert "n_averaged" not in timm_resize.resize_state_dict(small.state_dict(), vit(96))
 
 
 def test_parts_of_wrappers_in_the_middle():

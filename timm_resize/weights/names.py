@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
@@ -96,16 +96,19 @@ class Names:
         """Return tensors with what a state dict of the model alone has besides, which strict loads refuse."""
         return dict(tensors) if bare(self.prefix) else {**self.below(state_dict), **tensors}
 
-    def put_back(self, tensors: Mapping[str, V], state_dict: Mapping[str, V], path: str) -> dict[str, V]:
+    def put_back(
+        self, tensors: Mapping[str, V], state_dict: Mapping[str, V], path: str, held: Container[str] = ()
+    ) -> dict[str, V]:
         """Return the state dict with the model's entries replaced by `tensors`, under the names that came in.
 
-        At the same place, which `path` is in what will load them, names have no parts of wrappers that are not there.
+        At the same place, which `path` is in what will load them, names have no parts of wrappers that are not there,
+        and what an average counts goes unless it is `held` there, too.
         """
         start, there = (f"{place}." if place else "" for place in (self.prefix, path))
         if bare(self.prefix) == bare(path):
             renamed = {key: there + name for name, key in self.mine.items()}
             put = {there + name: value for name, value in tensors.items()}
-            gone = {*self.gone, "n_averaged"}
+            gone = {*self.gone} if "n_averaged" in held else {*self.gone, "n_averaged"}
         else:
             renamed = {key: key for key in self.mine.values()}
             put = {self.mine.get(name, start + name): value for name, value in tensors.items()}

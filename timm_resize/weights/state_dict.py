@@ -66,7 +66,8 @@ def resize_state_dict(
         except CheckpointError as refusal:
             refusals.append(refusal)
         else:
-            return names.put_back(fitted(tensors, root, source=source, **options)[0], state_dict, path)
+            tensors = fitted(tensors, root, source=source, **options)[0]
+            return names.put_back(tensors, state_dict, path, held=model.state_dict(keep_vars=True))
     raise refusals[0]
 
 
