@@ -78,7 +78,7 @@ def test_parts_of_wrappers_that_the_model_has_not_go(rename):
 
 
 def test_an_averages_counter_stays_for_an_average():
-    """An average of one size into an average of another: all of its entries, its count too; the plain model has none."""
+    """An average of one size into an average of another: its entries and its count; the plain model has none."""
     small, large = AveragedModel(vit(224)), AveragedModel(vit(96))
     small.n_averaged += 7
     large.load_state_dict(timm_resize.resize_state_dict(small.state_dict(), large))
