@@ -232,7 +232,10 @@ def _smaller(module: nn.Module, args: object, out: object) -> object:
 
 
 def projection(p: Patient) -> Surgery:
-    """A stem of convolutions in the place of the patch projection."""
+    """A stem of convolutions in the place of the patch projection, or a kernel as of another patch.
+
+    A file of the latter is one of a model with that patch, as far as anybody can tell from it.
+    """
     path = p.place(lambda path, m: path.rpartition(".")[2] == "proj" and _cuts(m))
     old = p.model.get_submodule(path)
     assert isinstance(old, nn.Conv2d)
@@ -250,7 +253,7 @@ def projection(p: Patient) -> Surgery:
     def dilated(conv: nn.Module) -> nn.Module:
         return nn.Conv2d(conv.in_channels, conv.out_channels, patch // 2, patch, dilation=2)
 
-    return commuting(p.replacing(path, p.pick.choice([stem, wider, dilated])))
+    return commuting(p.replacing(path, p.pick.choice([stem, wider, dilated])), judged=False)
 
 
 def _cuts(module: nn.Module) -> bool:
