@@ -157,13 +157,7 @@ class Registry:
             raise ResizeError(f"register: options={options!r} is a string. Use options=({options!r},).")
         found = [cls for cls in map(_resolved, classes) if cls is not None]
         for cls in found:
-            if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-                raise ResizeError(f"register: {cls!r} is not a torch.nn.Module class. Use @register(MyLayer).")
-            if state and examples is None and size is None and is_model_class(cls):
-                raise ResizeError(
-                    f"register({cls.__name__}): examples is missing, and the whole model has state={state!r}. Use "
-                    "examples={'registered_name': {'depth': 1}}, or {} where timm.create_model does not build it."
-                )
+            _check_class(cls, state if examples is None and size is None else "")
 
         def wrap(plan: P) -> P:
             _check_signature([cls if isinstance(cls, str) else cls.__name__ for cls in classes], plan)
@@ -318,6 +312,17 @@ def _resolved(cls: type[nn.Module] | str) -> type[nn.Module] | None:
         if error.name is not None and f"{home}.".startswith(f"{error.name}."):
             return None
         raise
+
+
+def _check_class(cls: object, state: str) -> None:
+    """Raise ResizeError for what is no module class, or a whole model with `state` that no examples are given of."""
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise ResizeError(f"register: {cls!r} is not a torch.nn.Module class. Use @register(MyLayer).")
+    if state and is_model_class(cls):
+        raise ResizeError(
+            f"register({cls.__name__}): examples is missing, and the whole model has state={state!r}. Use "
+            "examples={'registered_name': {'depth': 1}}, or {} where timm.create_model does not build it."
+        )
 
 
 def _check_signature(names: list[str], plan: Plan) -> None:
